@@ -1,0 +1,174 @@
+"""The config gate: layers of values in, one frozen, checked dataclass out.
+
+The only file that imports omegaconf. It knows no section: a schema is a frozen dataclass of
+frozen dataclasses whose `__post_init__` raises ValueError with a text that starts with the dotted key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from cluster.errors import InputError
+
+__all__ = ["Layer", "digest", "dump_yaml", "load_config", "parse_overrides", "read_layer", "to_dict"]
+
+Schema = TypeVar("Schema")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one place; a later layer wins. `source` is named in errors."""
+
+    source: str
+    values: Mapping[str, Any]
+
+
+def read_layer(path: Path, source: str | None = None) -> Layer:
+    """The values of a YAML file.
+
+    Raises:
+        InputError: the file is missing, not YAML, or not a mapping.
+    """
+    source = source or f"file {path}"
+    try:
+        loaded = OmegaConf.load(path)
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read ({error.strerror}). Give the path of a YAML file.") from None
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise InputError(f"{source}: not a readable YAML file ({_one_line(error)}).") from None
+    if not isinstance(loaded, DictConfig):
+        raise InputError(f"{source}: must hold `section: {{key: value}}`, not a list.")
+    return Layer(source, cast(dict[str, Any], OmegaConf.to_container(loaded)))
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[Layer]:
+    """One layer for each `dotted.key=value` of the command line, values read as YAML.
+
+    Raises:
+        InputError: an argument without `=` or with an unreadable value.
+    """
+    return [_parse_override(argument) for argument in arguments]
+
+
+def _parse_override(argument: str) -> Layer:
+    key, equals, _ = argument.partition("=")
+    if not equals or not key:
+        raise InputError(f"command line: {argument!r} is not of the form key=value, e.g. train.epochs=5.")
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist([argument]))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"command line: the value of {argument!r} cannot be read ({_one_line(error)}).") from None
+    return Layer("command line", cast(dict[str, Any], values))
+
+
+def load_config(schema: type[Schema], layers: Sequence[Layer]) -> Schema:
+    """Defaults of the schema under the layers, in order, checked.
+
+    Raises:
+        InputError: unknown key (with the nearest right name), wrong type, or impossible value,
+            naming the layer that it came from.
+    """
+    config = OmegaConf.structured(schema)
+    known = set(_leaf_keys(schema))
+    for layer in layers:
+        _refuse_unknown_keys(layer, known)
+        try:
+            config = OmegaConf.merge(config, OmegaConf.create(dict(layer.values)))
+        except OmegaConfBaseException as error:
+            raise InputError(_type_error(layer, error)) from None
+    try:
+        return cast(Schema, OmegaConf.to_object(config))
+    except (ValueError, OmegaConfBaseException) as error:
+        text = _one_line(error)
+        raise InputError(f"{_origin_of(text, layers)}: {text}") from None
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """A resolved config as nested plain values (tuples become lists)."""
+    return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(cast(Any, config)))))
+
+
+def dump_yaml(config: object) -> str:
+    """A resolved config as YAML text that `read_layer` takes back."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def digest(values: object) -> str:
+    """sha256 of the canonical JSON of plain values: equal values, equal digest."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _leaf_keys(schema: type, prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(schema)
+    for field in dataclasses.fields(cast(Any, schema)):
+        hint = hints[field.name]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield from _leaf_keys(hint, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
+
+
+def _given_keys(values: Mapping[str, Any], known: set[str], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value and key not in known:
+            yield from _given_keys(value, known, f"{key}.")
+        else:
+            yield key
+
+
+def _refuse_unknown_keys(layer: Layer, known: set[str]) -> None:
+    sections = {key.rpartition(".")[0] for key in known} - {""}
+    for key in _given_keys(layer.values, known):
+        if key in sections:
+            raise InputError(f"{layer.source}: {key!r} is a section; set one of its keys: {_keys_of(key, known)}.")
+        if key not in known:
+            raise InputError(f"{layer.source}: unknown key {key!r}.{_nearest(key, known)}")
+
+
+def _keys_of(section: str, known: set[str]) -> str:
+    return ", ".join(sorted(key for key in known if key.startswith(f"{section}.")))
+
+
+def _nearest(key: str, known: set[str]) -> str:
+    by_leaf = [name for name in sorted(known) if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
+    if close or by_leaf:
+        return f" Did you mean {(close or by_leaf)[0]!r}?"
+    section = key.partition(".")[0]
+    inside = _keys_of(section, known)
+    if inside:
+        return f" Section {section!r} has: {inside}."
+    return f" Sections are: {', '.join(sorted({name.partition('.')[0] for name in known}))}."
+
+
+def _type_error(layer: Layer, error: OmegaConfBaseException) -> str:
+    lines = str(error).splitlines()
+    key = next((line.split(":", 1)[1].strip() for line in lines if "full_key:" in line), "")
+    key = key or next(_given_keys(layer.values, set()), "")
+    return f"{layer.source}: {key}: {lines[0]}"
+
+
+def _origin_of(message: str, layers: Sequence[Layer]) -> str:
+    """The last layer that set the key with which a check's message starts."""
+    key = message.split(" ", 1)[0].rstrip(":,")
+    for layer in reversed(layers):
+        if key in set(_given_keys(layer.values, {key})):
+            return layer.source
+    return "configuration"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""Images to batches. Knows nothing of models."""

@@ -1,0 +1,1 @@
+"""The hot path: a packed dataset becomes batches."""

@@ -1,0 +1,1 @@
+"""Offline work: a folder of images becomes a packed, audited dataset."""

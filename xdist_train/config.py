@@ -1,0 +1,359 @@
+"""The configuration of a training run: its sections, the root that joins them, and its identity.
+
+Imports nothing heavy. Only `launch` and `worker` see the root; every other function gets its own section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.config import Layer, digest, load_config, parse_overrides, read_layer, to_dict
+from cluster.errors import InputError
+from dataloading.config import AugmentConfig, DataConfig, LoaderConfig, SamplerConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "EarlyStoppingConfig",
+    "EvaluateConfig",
+    "FailureConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
+    "ScaleConfig",
+    "ScheduleConfig",
+    "StorageConfig",
+    "TrainConfig",
+    "identity",
+    "identity_digest",
+    "recipe_names",
+    "resolve_config",
+]
+
+
+def _at_least(section: str, config: object, **limits: float) -> None:
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        if not value >= limit:
+            raise ValueError(f"{section}.{name} must be {limit} or more, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    backbone: str = "resnet18"
+    """A torchvision or timm classification model, or `small_cnn`."""
+    weights: str = "none"
+    """`none`, `imagenet`, or a run, a model folder or a safetensors file whose weights to start from."""
+    freeze: Literal["none", "backbone"] = "none"
+    """`backbone` trains the head alone; frozen parts stay in eval mode."""
+    dropout: float = 0.0
+    """Dropout before the last layer, and after the hidden one."""
+    hidden: int = 0
+    """Units of a hidden layer in the head; 0 is none."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalisation of `small_cnn`."""
+
+    def __post_init__(self) -> None:
+        if not self.backbone:
+            raise ValueError("model.backbone must name a network")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout must lie in 0..1 (below 1), not {self.dropout}")
+        _at_least("model", self, hidden=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Cross-entropy and what bends it."""
+
+    class_weights: Literal["none", "inverse"] = "none"
+    """`inverse` weighs each image by images / (classes x images of its class)."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    focal_gamma: float = 0.0
+    """Exponent of the focal loss (Lin et al. 2017); 0 is cross-entropy."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing must lie in 0..1 (below 1), not {self.label_smoothing}")
+        _at_least("loss", self, focal_gamma=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimiser."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    """Update rule."""
+    lr: float = 1e-3
+    """Learning rate before the schedule's factor."""
+    weight_decay: float = 0.0
+    """Weight decay (decoupled in adamw)."""
+    decay_norm_and_bias: bool = False
+    """Whether weight decay also acts on normalisation layers and biases."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    nesterov: bool = False
+    """Nesterov momentum in sgd."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of adam and adamw."""
+    eps: float = 1e-8
+    """Added to the denominator in adam and adamw."""
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"optim.lr must be above 0, not {self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optim.momentum must lie in 0..1 (below 1), not {self.momentum}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas must lie in 0..1 (below 1), not {list(self.betas)}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("optim.nesterov needs optim.momentum above 0")
+        _at_least("optim", self, weight_decay=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How the learning rate moves."""
+
+    name: Literal["constant", "step", "cosine", "plateau"] = "cosine"
+    """Rule."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from 0, before any rule."""
+    step_epochs: int = 4
+    """`step`: epochs between two drops."""
+    gamma: float = 0.1
+    """`step` and `plateau`: factor of a drop."""
+    patience: int = 3
+    """`plateau`: epochs without improvement of the loss on val before a drop."""
+    min_factor: float = 0.0
+    """Least factor that `cosine` ends at and `plateau` drops to."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"schedule.gamma must lie in 0..1 (above 0), not {self.gamma}")
+        if not 0 <= self.min_factor <= 1:
+            raise ValueError(f"schedule.min_factor must lie in 0..1, not {self.min_factor}")
+        _at_least("schedule", self, warmup_epochs=0, step_epochs=1, patience=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStoppingConfig:
+    """When to stop before the last epoch."""
+
+    patience: int = 0
+    """Epochs without improvement of `train.metric` before the run stops; 0 never stops early."""
+    min_delta: float = 0.0
+    """Least change that counts as improvement."""
+
+    def __post_init__(self) -> None:
+        _at_least("early_stopping", self, patience=0, min_delta=0)
+
+
+METRICS = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "mcc", "auroc_macro")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training loop."""
+
+    epochs: int = 10
+    """Epochs; each draws as many images as the train split has."""
+    batch_size: int = 64
+    """Images of one pass over all workers."""
+    accumulation_steps: int = 1
+    """Passes of one optimiser step; a step is batch_size x accumulation_steps images."""
+    micro_batch_size: int = 0
+    """Images of one forward on one worker; 0 is batch_size / workers at the first launch, then kept."""
+    precision: Literal["auto", "float32", "float64", "bf16", "fp16"] = "auto"
+    """`auto` is bf16 on a GPU that has it, fp16 on an older one, float32 on a CPU."""
+    channels_last: bool = True
+    """Memory format of images and convolutions."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    clip_norm: float = 0.0
+    """Largest global norm of the gradient; 0 does not clip."""
+    metric: Literal["loss", "accuracy", "balanced_accuracy", "macro_f1", "mcc", "auroc_macro"] = (
+        "balanced_accuracy"
+    )
+    """Figure on val that selects the best epoch."""
+    seed: int = 0
+    """Seed of order, augmentation, initial weights and dropout."""
+    log_every_steps: int = 10
+    """Steps between two rows of kind `step` in metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        _at_least("train", self, epochs=1, batch_size=1, accumulation_steps=1, micro_batch_size=0)
+        _at_least("train", self, clip_norm=0, seed=0, log_every_steps=1)
+        if self.micro_batch_size > self.batch_size * self.accumulation_steps:
+            raise ValueError(
+                f"train.micro_batch_size {self.micro_batch_size} is larger than a step "
+                f"({self.batch_size} x {self.accumulation_steps} images)"
+            )
+
+    @property
+    def step_size(self) -> int:
+        """Images of one optimiser step."""
+        return self.batch_size * self.accumulation_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """How much of the cluster a run takes."""
+
+    num_workers: int = 1
+    """Workers, one process each."""
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    """`auto` takes a GPU a worker where the cluster has enough of them."""
+    cpus_per_worker: int = 1
+    """CPUs reserved for a worker; also its intra-op threads and its decoding threads."""
+    wait_s: float = 0.0
+    """Seconds to wait for the workers to start; 0 is 60 without an autoscaler and 1,800 with one."""
+
+    def __post_init__(self) -> None:
+        _at_least("scale", self, num_workers=1, cpus_per_worker=1, wait_s=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state is saved; every epoch's end always is."""
+
+    every_steps: int = 0
+    """Also every so many steps within an epoch; 0 is at the end of epochs only."""
+    keep: int = 3
+    """Newest checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoint", self, every_steps=0, keep=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureConfig:
+    """What is tried again."""
+
+    max_failures: int = 3
+    """Restarts after a lost worker or node; what would fail again is never tried again."""
+
+    def __post_init__(self) -> None:
+        _at_least("failure", self, max_failures=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """The figures after training."""
+
+    test: bool = True
+    """Evaluate test once with the selected weights when training ends."""
+    bootstrap: int = 1000
+    """Resamples of patients for the 95 % intervals."""
+
+    def __post_init__(self) -> None:
+        _at_least("evaluate", self, bootstrap=100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageConfig:
+    """Where runs are kept."""
+
+    uri: str = "runs"
+    """Folder of run folders; a path that all workers share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The run's name and what to do if it exists."""
+
+    name: str = ""
+    """Folder name under storage.uri; empty makes one of recipe, date and time."""
+    resume: Literal["never", "auto", "must"] = "never"
+    """`never` refuses a taken name, `auto` goes on if it exists, `must` refuses a new one."""
+
+    def __post_init__(self) -> None:
+        if self.name != Path(self.name).name or self.name.startswith("."):
+            raise ValueError(f"run.name must be a plain folder name, not {self.name!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that a training run is told."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    failure: FailureConfig = field(default_factory=FailureConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+_IDENTITY_SECTIONS = ("model", "loss", "optim", "schedule", "early_stopping", "sampler", "augment", "train")
+# These change what is learned although they live in the loader's section.
+_IDENTITY_LOADER_KEYS = ("image_size", "fit", "reduce_tolerance")
+# Speed and reporting, not result.
+_NOT_IDENTITY_TRAIN_KEYS = ("log_every_steps", "compile", "channels_last")
+
+
+def identity(config: Config, fingerprint: str, micro_batch_size: int) -> dict[str, Any]:
+    """What makes two launches the same run, as dotted keys and plain values.
+
+    Scale, storage, checkpoints and the run's name are not part of it. `train.epochs` is left out where
+    the schedule does not depend on it, so that such a run may be lengthened.
+    """
+    values = to_dict(config)
+    flat = {f"{section}.{key}": value for section in _IDENTITY_SECTIONS for key, value in values[section].items()}
+    flat |= {f"loader.{key}": values["loader"][key] for key in _IDENTITY_LOADER_KEYS}
+    flat |= {"data.fingerprint": fingerprint, "data.split": config.data.split}
+    flat["train.micro_batch_size"] = micro_batch_size
+    for key in _NOT_IDENTITY_TRAIN_KEYS:
+        del flat[f"train.{key}"]
+    if config.schedule.name != "cosine":
+        del flat["train.epochs"]
+    return flat
+
+
+def identity_digest(values: dict[str, Any]) -> str:
+    """Short name of an identity."""
+    return digest(values)[:16]
+
+
+def recipe_names() -> list[str]:
+    """Recipes that ship with the program."""
+    folder = resources.files("xdist_train") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def resolve_config(recipe: str, overrides: Sequence[str]) -> Config:
+    """defaults < recipe (a shipped name or a YAML file) < `key=value`.
+
+    Raises:
+        InputError: unknown recipe, or what `load_config` refuses.
+    """
+    return load_config(Config, [read_recipe(recipe), *parse_overrides(overrides)])
+
+
+def read_recipe(recipe: str) -> Layer:
+    """The values of a recipe by shipped name, or of a YAML file by path."""
+    if recipe in recipe_names():
+        path = Path(str(resources.files("xdist_train") / "recipes" / f"{recipe}.yaml"))
+        return read_layer(path, f"recipe {recipe}")
+    path = Path(recipe)
+    if not path.suffix and not path.exists():
+        raise InputError(
+            f"unknown recipe {recipe!r}. Recipes are: {', '.join(recipe_names())}; or give the path of a YAML file."
+        )
+    return read_layer(path)

@@ -1,0 +1,1 @@
+"""What a trained model is worth: figures, predictions, intervals. Knows no training."""

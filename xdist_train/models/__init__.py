@@ -1,0 +1,1 @@
+"""Backbones, heads, losses and how weights travel. Knows no data set and no cluster."""

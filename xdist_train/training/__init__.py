@@ -1,0 +1,1 @@
+"""The training job: a loop that knows no Ray, and the thin shell that Ray runs."""
