@@ -72,8 +72,10 @@ class ModelConfig:
 class LossConfig:
     """Cross-entropy and what bends it."""
 
-    class_weights: Literal["none", "inverse"] = "none"
-    """`inverse` weighs each image by images / (classes x images of its class)."""
+    class_weights: Literal["none", "inverse", "list"] = "none"
+    """`inverse` weighs each image by images / (classes x images of its class); `list` by class_weight_list."""
+    class_weight_list: tuple[float, ...] = ()
+    """`list`: the weight of each class, in the data set's order of classes."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
     focal_gamma: float = 0.0
@@ -82,6 +84,10 @@ class LossConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"loss.label_smoothing must lie in 0..1 (below 1), not {self.label_smoothing}")
+        if bool(self.class_weight_list) != (self.class_weights == "list"):
+            raise ValueError("loss.class_weight_list goes with loss.class_weights=list, and only with it")
+        if any(not weight > 0 for weight in self.class_weight_list):
+            raise ValueError(f"loss.class_weight_list must be above 0, not {list(self.class_weight_list)}")
         _at_least("loss", self, focal_gamma=0)
 
 
@@ -154,9 +160,6 @@ class EarlyStoppingConfig:
 
     def __post_init__(self) -> None:
         _at_least("early_stopping", self, patience=0, min_delta=0)
-
-
-METRICS = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "mcc", "auroc_macro")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +304,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
-_IDENTITY_SECTIONS = ("model", "loss", "optim", "schedule", "early_stopping", "sampler", "augment", "train")
+_IDENTITY_SECTIONS = ("model", "loss", "optim", "schedule", "sampler", "augment", "train")
 # These change what is learned although they live in the loader's section.
 _IDENTITY_LOADER_KEYS = ("image_size", "fit", "reduce_tolerance")
 # Speed and reporting, not result.
@@ -311,7 +314,7 @@ _NOT_IDENTITY_TRAIN_KEYS = ("log_every_steps", "compile", "channels_last")
 def identity(config: Config, fingerprint: str, micro_batch_size: int) -> dict[str, Any]:
     """What makes two launches the same run, as dotted keys and plain values.
 
-    Scale, storage, checkpoints and the run's name are not part of it. `train.epochs` is left out where
+    Scale, storage, checkpoints, patience and the run's name are not part of it. `train.epochs` is left out where
     the schedule does not depend on it, so that such a run may be lengthened.
     """
     values = to_dict(config)

@@ -1,0 +1,140 @@
+"""A run folder: every key in it, who may write to it, and `run.json`, which says what may be read.
+
+Attempts are claimed by conditional write; the driver of the highest owns the run, and an older one may
+publish nothing. Knows keys, owners and status, nothing of models or metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import InputError, StoreError
+from cluster.store import Store, open_store
+
+__all__ = [
+    "CHECKPOINTS",
+    "CONFIG",
+    "METRICS",
+    "RUN",
+    "TENSORBOARD",
+    "RunFolder",
+    "StaleDriverError",
+    "evaluation_key",
+    "list_runs",
+    "open_run",
+    "predictions_key",
+]
+
+RUN, CONFIG, METRICS = "run.json", "config.yaml", "metrics.jsonl"
+ATTEMPTS, CHECKPOINTS, TENSORBOARD = "attempts", "checkpoints", "tensorboard"
+RUN_SCHEMA = 1
+
+
+def evaluation_key(split: str) -> str:
+    """Figures of a split."""
+    return f"evaluation/{split}.json"
+
+
+def predictions_key(split: str) -> str:
+    """Predictions of a split."""
+    return f"predictions/{split}.parquet"
+
+
+class StaleDriverError(StoreError):
+    """A newer start owns the run; this one may write nothing more into it."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run in a store, written on behalf of one driver.
+
+    `driver` is that driver's unique name; workers that publish for it carry the same.
+    """
+
+    store: Store
+    driver: str
+
+    @property
+    def name(self) -> str:
+        """The run's name: its folder."""
+        return self.store.root.name
+
+    def exists(self) -> bool:
+        """Whether any start ever claimed this run."""
+        return self.store.exists(RUN) or bool(self._attempts())
+
+    def claim(self) -> int:
+        """Become the owner: write the next attempt; its number, from 1.
+
+        When two drivers race, each attempt number goes to one of them and the later number owns.
+        """
+        while True:
+            number = max(self._attempts(), default=0) + 1
+            text = json.dumps({"driver": self.driver, "host": socket.gethostname(), "started": time.time()})
+            if self.store.create(f"{ATTEMPTS}/{number:04d}.json", text.encode()):
+                return number
+
+    def claim_new(self) -> bool:
+        """Become the owner of a run that nobody has started; False if somebody was first."""
+        if self.exists():
+            return False
+        text = json.dumps({"driver": self.driver, "host": socket.gethostname(), "started": time.time()})
+        return self.store.create(f"{ATTEMPTS}/0001.json", text.encode())
+
+    def check_owner(self) -> None:
+        """Pass if this driver made the newest attempt.
+
+        Raises:
+            StaleDriverError: another driver has taken the run over.
+        """
+        newest = max(self._attempts(), default=0)
+        if not newest:
+            return
+        owner = self.store.read_json(f"{ATTEMPTS}/{newest:04d}.json")
+        if owner["driver"] != self.driver:
+            raise StaleDriverError(
+                f"run {self.name!r} was taken over by attempt {newest} on host {owner['host']}; "
+                "this start no longer owns it and has published nothing since."
+            )
+
+    def publish(self, key: str, data: bytes) -> None:
+        """Replace one object of the run, whole, if this driver still owns it."""
+        self.check_owner()
+        self.store.write(key, data)
+
+    def publish_json(self, key: str, value: Any) -> None:
+        """Replace one object by JSON text."""
+        self.publish(key, (json.dumps(value, indent=2) + "\n").encode())
+
+    def read_run(self) -> dict[str, Any]:
+        """`run.json`; empty if the run was claimed but not described yet."""
+        return dict(self.store.read_json(RUN)) if self.store.exists(RUN) else {}
+
+    def _attempts(self) -> list[int]:
+        return [int(name[:4]) for name in self.store.list(ATTEMPTS) if name[:4].isdigit()]
+
+
+def open_run(uri: str) -> RunFolder:
+    """An existing run for reading.
+
+    Raises:
+        InputError: no run there.
+    """
+    store = open_store(uri)
+    if not store.exists(RUN):
+        raise InputError(f"{uri!r} is no run folder (no {RUN}). `xdist-train runs` lists the runs of a store.")
+    return RunFolder(store, driver="")
+
+
+def list_runs(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, run.json) of each run directly under a storage URI, by name."""
+    store = open_store(uri)
+    for name in store.list():
+        child = store.child(name)
+        if child.exists(RUN):
+            yield name, child.read_json(RUN)

@@ -1,0 +1,103 @@
+"""The connection to Ray: a running cluster where there is one, else one on this machine, quietly.
+
+Knows addresses, environment and resources; nothing of what will run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import InputError
+
+__all__ = ["ClusterResources", "cluster_resources", "connect"]
+
+# What Ray is told on every driver: short polls so that the end of a run is seen at once; the rest is noise.
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+@dataclass(frozen=True)
+class ClusterResources:
+    """What a cluster could ever give at once."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+    autoscaling: bool
+
+
+@contextmanager
+def connect(environment: dict[str, str] | None = None, local_cpus: int | None = None) -> Iterator[Any]:
+    """The `ray` module, connected; disconnected at the end if it was not before.
+
+    `RAY_ADDRESS` names a cluster, else one that runs on this machine is joined, else one is started
+    for the life of the block (`local_cpus` CPUs, by default all).
+
+    Raises:
+        InputError: `RAY_ADDRESS` names a cluster that does not answer.
+    """
+    for key, value in {**_ENVIRONMENT, **(environment or {})}.items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    _init(ray, local_cpus)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _init(ray: Any, local_cpus: int | None) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address != "local" and (address or _runs_here()):
+            ray.init(address=address or "auto", **quiet)
+        else:
+            ray.init(address="local", num_cpus=local_cpus, include_dashboard=False, **quiet)
+    except (ConnectionError, TimeoutError, RuntimeError) as error:
+        raise InputError(
+            f"cannot connect to Ray at {address or 'this machine'}: {' '.join(str(error).split())[:300]} "
+            "Check RAY_ADDRESS, and RAY_AUTH_MODE and the token where the cluster asks for one."
+        ) from error
+
+
+def _runs_here() -> bool:
+    """Whether the cluster that `ray start` last made on this machine is still alive."""
+    from ray._private.services import find_bootstrap_address, find_gcs_addresses
+
+    return find_bootstrap_address(None) in find_gcs_addresses()
+
+
+def cluster_resources(ray: Any) -> ClusterResources:
+    """CPUs, GPUs and nodes alive now, or at most, where an autoscaler says how far it may go."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    total = ray.cluster_resources()
+    limits = _autoscaler_limits()
+    return ClusterResources(
+        cpus=max(total.get("CPU", 0.0), limits.get("CPU", 0.0)),
+        gpus=max(total.get("GPU", 0.0), limits.get("GPU", 0.0)),
+        nodes=len(nodes),
+        autoscaling=bool(limits),
+    )
+
+
+def _autoscaler_limits() -> dict[str, float]:
+    """Largest resources that a declared autoscaler may reach; empty without one."""
+    from ray._private.state import state
+
+    return dict(state.get_max_resources_from_cluster_config() or {})

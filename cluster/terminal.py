@@ -1,0 +1,18 @@
+"""Text that came from files, made safe for a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+
+__all__ = ["printable"]
+
+_HIDDEN = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}  # control, format (bidi marks), private, surrogates, separators
+
+
+def printable(text: str) -> str:
+    """The text with everything that could steer a terminal or hide itself written as an escape; newlines stay."""
+    return "".join(char if char == "\n" or unicodedata.category(char) not in _HIDDEN else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape", "backslashreplace").decode("ascii")

@@ -1,0 +1,93 @@
+"""The face that every executor of an augmentation shows, and the geometry of a reduced decode.
+
+An executor turns encoded pictures and the numbers of their draws into one uint8 batch. It decides nothing:
+`augment` does. Several batches may be in flight; their results are taken in the order of submission.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dataloading.loading.augment import Augmentation
+
+__all__ = ["Encoded", "Executor", "ExecutorSpec", "Pending", "UndecodableError", "is_jpeg", "scaled_matrices"]
+
+Encoded = npt.NDArray[np.uint8]
+"""The bytes of one picture as found in its shard, uint8 [bytes]; not to be written to."""
+
+
+class UndecodableError(Exception):
+    """A picture cannot be decoded, or is not the one that the manifest describes.
+
+    Args:
+        position: of the picture in its batch; -1 where the library does not tell.
+        reason: what the library says, one line.
+    """
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(position, reason)
+        self.position = position
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorSpec:
+    """What an executor needs to know before its first batch.
+
+    `channels` are those of the dataset (1 gray, 3 RGB); `in_flight` is how many batches are submitted
+    at most before the first is taken.
+    """
+
+    image_size: int
+    channels: int
+    threads: int
+    in_flight: int
+    device: torch.device
+
+
+class Pending(Protocol):
+    """A batch in the making."""
+
+    def result(self) -> torch.Tensor:
+        """The batch, uint8 [n, C, S, S]; waits for it.
+
+        Raises:
+            UndecodableError: a picture of it cannot be decoded.
+        """
+
+    def discard(self) -> None:
+        """Give the batch up; it will not be asked for."""
+
+
+class Executor(Protocol):
+    """Something that decodes, warps and tones batches of pictures."""
+
+    def submit(self, encoded: Sequence[Encoded], augmentation: Augmentation) -> Pending:
+        """Start a batch of n >= 1 pictures."""
+
+    def close(self) -> None:
+        """Stop threads and free memory; no batch is in flight any more."""
+
+
+def is_jpeg(encoded: Encoded) -> bool:
+    """Whether the bytes open like a JPEG, the one format that can be decoded at a reduced scale."""
+    return len(encoded) > 2 and encoded[0] == 0xFF and encoded[1] == 0xD8
+
+
+def scaled_matrices(
+    matrices: npt.NDArray[np.float64], scale_x: npt.NDArray[np.float64], scale_y: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The matrices for pictures that were decoded at other scales, still in pixel-centre coordinates.
+
+    Args:
+        matrices: float64 [n, 2, 3], to the picture at full scale.
+        scale_x: float64 [n], decoded width over full width.
+        scale_y: float64 [n].
+    """
+    return matrices * np.stack([scale_x, scale_y], axis=1)[:, :, None]

@@ -1,0 +1,210 @@
+"""The loader: requests in, batches out, a few of them made ahead.
+
+Joins the pieces of the hot path: rows become records and bytes (`cache`), positions become numbers
+(`augment`), an executor makes pixels of both. Keeps no order of its own and no position: what to load comes
+as requests, so resuming is asking for later ones.
+
+Work is submitted from the caller's thread and done in the executor's; there is no thread in between.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cluster.errors import InputError
+from dataloading.config import AugmentConfig, LoaderConfig
+from dataloading.dataset import DatasetInfo, shard_key
+from dataloading.loading.augment import Augmentation, View, draw_augmentation, plain_view
+from dataloading.loading.batch import Batch
+from dataloading.loading.cache import Split
+from dataloading.loading.executor import Executor, ExecutorSpec, Pending, UndecodableError
+from dataloading.loading.plan import Request
+
+__all__ = ["BACKENDS", "Loader", "build_view", "choose_backend"]
+
+logger = logging.getLogger(__name__)
+
+
+def _build_opencv(spec: ExecutorSpec) -> Executor:
+    from dataloading.loading.opencv import OpenCVExecutor
+
+    return OpenCVExecutor(spec)
+
+
+def _build_dali(spec: ExecutorSpec) -> Executor:
+    from dataloading.loading.dali import DaliExecutor
+
+    return DaliExecutor(spec)
+
+
+BACKENDS: dict[str, Callable[[ExecutorSpec], Executor]] = {"dali": _build_dali, "opencv": _build_opencv}
+
+
+def choose_backend(backend: str, device: torch.device) -> str:
+    """The backend that `loader.backend` means on a device: `auto` is dali on a GPU where it is installed.
+
+    Raises:
+        InputError: DALI is asked for by name and is not installed.
+    """
+    has_dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+    if backend == "dali" and not has_dali:
+        raise InputError(
+            "loader.backend is 'dali', but NVIDIA DALI is not installed here. Install the extra `dali` "
+            "(`pip install 'xdist-train[dali]'`, Linux only), or set loader.backend=opencv."
+        )
+    if backend != "auto":
+        return backend
+    if device.type == "cuda" and not has_dali:
+        logger.warning("NVIDIA DALI is not installed (extra `dali`): pictures are decoded on the CPU by OpenCV.")
+    return "dali" if device.type == "cuda" and has_dali else "opencv"
+
+
+def build_view(loader: LoaderConfig, info: DatasetInfo) -> View:
+    """What of a picture the model is to see, as configured for a dataset."""
+    return View(
+        image_size=loader.image_size,
+        fit=loader.fit,
+        mean_gray=sum(info.mean) / len(info.mean),
+        reduce_tolerance=loader.reduce_tolerance,
+    )
+
+
+class Loader:
+    """Loads micro batches of one split; used for one epoch after another.
+
+    Args:
+        split: where images lie.
+        info: of the dataset.
+        loader: its configuration.
+        augment: ranges of the random changes; None shows every picture plain.
+        seed: of the run; with epoch and position it decides every random change.
+        device: where the model is. DALI's batches lie there; OpenCV's lie in (for a GPU: pinned) host memory.
+        threads: that decode, 1 or more.
+
+    Raises:
+        InputError: the backend is not installed.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        info: DatasetInfo,
+        loader: LoaderConfig,
+        *,
+        augment: AugmentConfig | None,
+        seed: int,
+        device: torch.device,
+        threads: int,
+    ) -> None:
+        assert threads >= 1, f"{threads} threads cannot decode"
+        self.backend = choose_backend(loader.backend, device)
+        self._split = split
+        self._view = build_view(loader, info)
+        self._augment = augment
+        self._seed = seed
+        self._prefetch = loader.prefetch
+        self._executor = BACKENDS[self.backend](
+            ExecutorSpec(
+                image_size=loader.image_size,
+                channels=info.channels,
+                threads=threads,
+                in_flight=loader.prefetch,
+                device=device,
+            )
+        )
+
+    def load(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        """The batches of the requests, in order, `prefetch` of them in the making.
+
+        Close the generator (or exhaust it) before the next call.
+
+        Raises:
+            InputError: a picture cannot be decoded; names its id and shard.
+        """
+        upcoming = iter(requests)
+        in_flight: deque[_Flight] = deque()
+        try:
+            in_flight.extend(map(self._submit, islice(upcoming, self._prefetch)))
+            while in_flight:
+                batch = self._finish(in_flight.popleft())
+                in_flight.extend(map(self._submit, islice(upcoming, 1)))
+                yield batch
+        finally:
+            for flight in in_flight:
+                flight.pending.discard()
+
+    def close(self) -> None:
+        """Stop the executor's threads and free its memory."""
+        self._executor.close()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _submit(self, request: Request) -> _Flight:
+        records = self._split.records(request.rows)
+        augmentation = self._augmentation(request, records)
+        return _Flight(request, records, self._executor.submit(self._split.images(records), augmentation))
+
+    def _augmentation(self, request: Request, records: npt.NDArray[Any]) -> Augmentation:
+        widths, heights = records["width"].astype(np.int64), records["height"].astype(np.int64)
+        if self._augment is None or request.epoch < 0:
+            return plain_view(self._view, widths, heights)
+        return draw_augmentation(
+            self._augment,
+            self._view,
+            widths,
+            heights,
+            seed=self._seed,
+            epoch=request.epoch,
+            start=request.start,
+        )
+
+    def _finish(self, flight: _Flight) -> Batch:
+        request = flight.request
+        try:
+            images = flight.pending.result()
+        except UndecodableError as error:
+            raise InputError(_describe(error, self._split, flight)) from None
+        return Batch(
+            images=images,
+            labels=torch.from_numpy(flight.records["label"].astype(np.int64)),
+            rows=torch.from_numpy(np.asarray(request.rows, dtype=np.int64)),
+            epoch=request.epoch,
+            step=request.step,
+            index=request.index,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Flight:
+    """A batch in the making: what was asked for, its records, and the executor's promise."""
+
+    request: Request
+    records: npt.NDArray[Any]
+    pending: Pending
+
+
+def _describe(error: UndecodableError, split: Split, flight: _Flight) -> str:
+    suspects = flight.records if error.position < 0 else flight.records[error.position : error.position + 1]
+    ids = ", ".join(str(number) for number in suspects["id"].tolist())
+    shards = ", ".join(shard_key(number) for number in np.unique(suspects["shard"]).tolist())
+    return (
+        f"{split.dataset.store.uri}: image id {ids} ({split.name}, {shards}) cannot be decoded: {error.reason}. "
+        "The manifest gives the file that it came from; remove or repair it and pack the images again."
+    )

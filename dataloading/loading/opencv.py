@@ -1,0 +1,150 @@
+"""The executor on CPU threads: OpenCV decodes, warps and tones each picture straight into the batch's memory.
+
+Knows the numbers of an augmentation, not where they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dataloading.loading.augment import Augmentation
+from dataloading.loading.executor import (
+    Encoded,
+    ExecutorSpec,
+    UndecodableError,
+    is_jpeg,
+    scaled_matrices,
+)
+
+__all__ = ["OpenCVExecutor"]
+
+_CHUNKS_PER_THREAD = 2  # so that the last chunk of a batch leaves no thread idle for long
+_WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+_LEVELS = np.arange(256, dtype=np.float32)
+_DECODE = {
+    (1, 1): cv2.IMREAD_GRAYSCALE,
+    (1, 2): cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    (1, 4): cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    (3, 1): cv2.IMREAD_COLOR_BGR,
+    (3, 2): cv2.IMREAD_REDUCED_COLOR_2,
+    (3, 4): cv2.IMREAD_REDUCED_COLOR_4,
+}
+"""Flags by (channels, reduction); colour comes as BGR and is turned after the warp, where it is small."""
+
+
+class OpenCVExecutor:
+    """Decodes on a pool of threads; OpenCV lets go of the interpreter lock while it works.
+
+    OpenCV's own threads are switched off for the whole process: pictures are the unit of parallel work here,
+    and pools inside pools only fight.
+    """
+
+    def __init__(self, spec: ExecutorSpec) -> None:
+        cv2.setNumThreads(1)
+        self._spec = spec
+        self._pool = ThreadPoolExecutor(spec.threads, thread_name_prefix="opencv")
+
+    def submit(self, encoded: Sequence[Encoded], augmentation: Augmentation) -> OpenCVPending:
+        """Start a batch on the pool, in chunks."""
+        images = self._empty_batch(len(encoded))
+        pixels = images.numpy()
+        chunk = -(-len(encoded) // (self._spec.threads * _CHUNKS_PER_THREAD))
+        futures = [
+            self._pool.submit(
+                _execute,
+                encoded[start : start + chunk],
+                augmentation.part(start, start + chunk),
+                pixels[start : start + chunk],
+                start,
+            )
+            for start in range(0, len(encoded), chunk)
+        ]
+        return OpenCVPending(images.permute(0, 3, 1, 2), futures)
+
+    def close(self) -> None:
+        """Stop the threads; what is queued is dropped."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _empty_batch(self, count: int) -> torch.Tensor:
+        size, channels = self._spec.image_size, self._spec.channels
+        pinned = self._spec.device.type == "cuda"
+        return torch.empty(count, size, size, channels, dtype=torch.uint8, pin_memory=pinned)
+
+
+@dataclass(frozen=True)
+class OpenCVPending:
+    """A batch whose chunks are being written."""
+
+    images: torch.Tensor
+    futures: list[Future[None]]
+
+    def result(self) -> torch.Tensor:
+        """The batch, uint8 [n, C, S, S] (RGB lies in channels-last memory)."""
+        for future in self.futures:
+            future.result()
+        return self.images
+
+    def discard(self) -> None:
+        """Take back the chunks that no thread has begun."""
+        for future in self.futures:
+            future.cancel()
+
+
+def _execute(encoded: Sequence[Encoded], augmentation: Augmentation, pixels: Encoded, first: int) -> None:
+    """Fill `pixels`, uint8 [n, S, S, C]; `first` is the chunk's position in its batch."""
+    reductions = [int(r) if is_jpeg(data) else 1 for data, r in zip(encoded, augmentation.reductions, strict=True)]
+    matrices = _index_matrices(augmentation.matrices, np.array(reductions))
+    tables = _tables(augmentation)
+    for number, data in enumerate(encoded):
+        picture = _decode(data, pixels.shape[3], reductions[number], first + number)
+        _check_size(picture, augmentation, number, reductions[number], first)
+        _warp(picture, matrices[number], pixels[number])
+        if tables is not None:
+            cv2.LUT(pixels[number], tables[number], dst=pixels[number])
+
+
+def _decode(data: Encoded, channels: int, reduction: int, position: int) -> Encoded:
+    try:
+        picture = cv2.imdecode(data, _DECODE[channels, reduction])
+    except cv2.error as error:
+        raise UndecodableError(position, str(error).strip().splitlines()[-1]) from None
+    if picture is None:
+        raise UndecodableError(position, "OpenCV cannot decode it")
+    return picture
+
+
+def _check_size(picture: Encoded, augmentation: Augmentation, number: int, reduction: int, first: int) -> None:
+    width, height = int(augmentation.widths[number]), int(augmentation.heights[number])
+    if picture.shape[:2] != (-(-height // reduction), -(-width // reduction)):
+        found = f"{picture.shape[1]} x {picture.shape[0]} pixels at scale 1/{reduction}"
+        raise UndecodableError(first + number, f"it has {found}, but the manifest says {width} x {height}")
+
+
+def _warp(picture: Encoded, matrix: npt.NDArray[np.float64], pixels: Encoded) -> None:
+    size, _, channels = pixels.shape
+    cv2.warpAffine(picture, matrix, (size, size), dst=pixels, flags=_WARP)
+    if channels == 3:
+        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+
+
+def _index_matrices(matrices: npt.NDArray[np.float64], reductions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """For OpenCV, which counts pixel centres from 0: T(-0.5) M T(+0.5), at the decoded scale."""
+    scaled = scaled_matrices(matrices, 1 / reductions, 1 / reductions)
+    scaled[:, :, 2] += 0.5 * (scaled[:, :, 0] + scaled[:, :, 1]) - 0.5
+    return scaled
+
+
+def _tables(augmentation: Augmentation) -> Encoded | None:
+    """Gray level to gray level, uint8 [n, 256]; None where nothing changes."""
+    gains, shifts = augmentation.gains, augmentation.shifts
+    if (gains == 1).all() and (shifts == 0).all():
+        return None
+    levels = gains[:, None] * _LEVELS + np.float32(255) * shifts[:, None]
+    return np.rint(levels.clip(0, 255)).astype(np.uint8)

@@ -1,0 +1,100 @@
+"""The data plane's commands: phantom, pack, look. Imports nothing heavy at the top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.config import Layer, load_config, parse_overrides, read_layer
+from dataloading.config import PackConfig
+
+__all__ = ["look", "pack", "phantom"]
+
+_Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. pack.seed=1.")]
+
+
+def phantom(
+    out: Annotated[Path, typer.Option("--out", help="Folder to make; must not exist.")],
+    overrides: _Overrides = None,
+) -> None:
+    """Make synthetic OCT B-scans with lesion masks, in OCT2017's tree and file naming.
+
+    Example: xdist-train phantom --out phantom phantom.num_images=2000 phantom.seed=0
+    """
+    from dataloading.packing.phantom import PhantomConfig, run_phantom
+
+    config = _load_section("phantom", PhantomConfig, parse_overrides(overrides or []))
+    with _progress_bar() as show:
+        summary = run_phantom(out, config, progress=lambda done, total: show("images", done, total))
+    typer.echo(f"{out}: {config.num_images:,} images of {summary.patients:,} patients in {summary.seconds:.1f} s.")
+    typer.echo(f"Next: xdist-train pack {out} --out {out}-packed")
+
+
+def pack(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of images.")],
+    out: Annotated[str, typer.Option("--out", help="Where the packed dataset goes; must not exist.")],
+    overrides: _Overrides = None,
+    csv: Annotated[Path | None, typer.Option(help="Take path,label[,patient][,split] from this CSV.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="Folder of lesion masks; SRC/masks by default.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="YAML file with a pack section.")] = None,
+) -> None:
+    """Verify, audit, split and shard a folder of images.
+
+    Finds OCT2017's layout (split/class/files), class folders, or a CSV. Rejected files go to a quarantine list.
+
+    Example: xdist-train pack OCT2017 --out oct-packed pack.patient=oct2017
+    """
+    from cluster.store import open_store
+    from dataloading.packing.pack import run_pack
+
+    layers = [read_layer(config_file)] if config_file else []
+    config = _load_section("pack", PackConfig, [*layers, *parse_overrides(overrides or [])])
+    with _progress_bar() as show:
+        result = run_pack(source, open_store(out), config, csv=csv, masks=masks, progress=show)
+    for line in result.lines():
+        typer.echo(line)
+    typer.echo(f"Next: xdist-train look {out}   or   xdist-train train oct data.uri={out}")
+
+
+def look(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Packed dataset.")],
+    out: Annotated[Path, typer.Option("--out", help="Picture to write.")] = Path("look.png"),
+) -> None:
+    """Print a dataset's audit and draw a sheet of augmented samples.
+
+    Example: xdist-train look oct-packed --out sheet.png
+    """
+    from dataloading.dataset import open_dataset
+    from dataloading.look import run_look
+
+    for line in run_look(open_dataset(dataset), out):
+        typer.echo(line)
+
+
+def _load_section(name: str, schema: type, layers: list[Layer]) -> Any:
+    """One section by itself, under its name as the commands spell it."""
+    root = make_dataclass("Root", [(name, schema, field(default_factory=schema))], frozen=True, kw_only=True)
+    return getattr(load_config(root, layers), name)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A callback (what, done, total) that draws one bar for each thing that is counted."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:3], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield show

@@ -1,0 +1,98 @@
+"""A checkpoint is whole or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.world import World
+from tests.xdist_train.training.ranks import FolderReporter, make_job
+from xdist_train.config import ModelConfig, OptimConfig, TrainConfig
+from xdist_train.training.checkpoint import (
+    DamagedCheckpointError,
+    Position,
+    checkpoint_name,
+    load_checkpoint,
+    parse_checkpoint_name,
+    snapshot_checkpoint,
+)
+from xdist_train.training.loop import Job, run_loop
+from xdist_train.training.state import TrainState
+
+_POSITIONS = st.builds(Position, st.integers(0, 9999), st.integers(0, 10**7), st.integers(1, 999))
+
+
+def _trained(name: str = "adamw") -> tuple[Job, TrainState]:
+    job = make_job(
+        World(),
+        model=ModelConfig(backbone="small_cnn"),
+        optim=OptimConfig(name=name, lr=1e-3),  # type: ignore[arg-type]
+        train=TrainConfig(epochs=1, batch_size=52),
+        micro_batch_size=26,
+    )
+    return job, run_loop(job, TrainState(), FolderReporter()).state
+
+
+@given(_POSITIONS)
+def test_names_are_read_back(position: Position) -> None:
+    """A folder's name gives its position and attempt back."""
+    assert position == parse_checkpoint_name(checkpoint_name(position))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_round_trip(name: str, tmp_path: Path) -> None:
+    """Model, optimiser and state come back equal; no file of a checkpoint is a pickle."""
+    job, state = _trained(name)
+    snapshot_checkpoint(job.learner, state)(tmp_path)
+    fresh, _ = _trained(name)
+    assert state == load_checkpoint(tmp_path, fresh.learner)
+    for left, right in zip(job.learner.state()[:2], fresh.learner.state()[:2], strict=True):
+        assert _flat(left) == _flat(right)
+    assert {"digest.json", "model.safetensors", "optim.safetensors", "state.json"} == {
+        path.name for path in tmp_path.iterdir()
+    }
+
+
+def _flat(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _flat(item) for key, item in value.items()}
+    return [_flat(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optim.safetensors", "state.json", "digest.json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_damage_is_refused(name: str, damage: str, tmp_path: Path) -> None:
+    """A missing, shortened or altered file is refused, and the learner keeps its weights."""
+    job, state = _trained()
+    snapshot_checkpoint(job.learner, state)(tmp_path)
+    path = tmp_path / name
+    data = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        path.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+    before = _flat(job.learner.state()[0])
+    with pytest.raises(DamagedCheckpointError):
+        load_checkpoint(tmp_path, job.learner)
+    assert before == _flat(job.learner.state()[0])
+
+
+def test_a_snapshot_does_not_see_later_steps(tmp_path: Path) -> None:
+    """What is written is the state at the snapshot, though the model went on."""
+    job, state = _trained()
+    write = snapshot_checkpoint(job.learner, state)
+    expected = _flat(job.learner.state()[0])
+    with torch.no_grad():
+        for parameter in job.learner.model.parameters():
+            parameter.add_(1.0)
+    write(tmp_path)
+    load_checkpoint(tmp_path, job.learner)
+    assert expected == _flat(job.learner.state()[0])

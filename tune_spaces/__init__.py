@@ -1,0 +1,1 @@
+"""Searches over configurations. One trial is one launch."""

@@ -1,0 +1,71 @@
+"""The part of a network that we put in place of its last layer, and what tells it from the trunk.
+
+A model has exactly one `Head`; everything else in it is the trunk. Knows no backbone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+__all__ = ["Head", "find_head", "freeze_backbone", "is_frozen", "set_train_mode", "trunk_tensors"]
+
+
+class Head(nn.Sequential):
+    """`[hidden, relu,] dropout, linear`: features [n, in_features] to logits [n, num_classes].
+
+    Dropout stands before the last layer, so after the hidden one if there is one.
+
+    Args:
+        in_features: width of the trunk's features.
+        num_classes: logits.
+        dropout: probability of a zeroed feature; 0 leaves the layer out.
+        hidden: units of the hidden layer; 0 leaves it out.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, *, dropout: float = 0.0, hidden: int = 0) -> None:
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        if hidden:
+            layers["hidden"] = nn.Linear(in_features, hidden)
+            layers["relu"] = nn.ReLU()
+        if dropout:
+            layers["dropout"] = nn.Dropout(dropout)
+        layers["linear"] = nn.Linear(hidden or in_features, num_classes)
+        super().__init__(layers)
+
+
+def find_head(model: nn.Module) -> tuple[str, Head]:
+    """The dotted name and the module of a model's head."""
+    heads = [(name, module) for name, module in model.named_modules() if isinstance(module, Head)]
+    assert len(heads) == 1, f"a model has one head, this one has {len(heads)}"
+    return heads[0]
+
+
+def trunk_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers outside the head, by their name in the state dict."""
+    prefix = f"{find_head(model)[0]}."
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefix)}
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Stop gradients for all but the head."""
+    model.requires_grad_(False)
+    find_head(model)[1].requires_grad_(True)
+
+
+def is_frozen(model: nn.Module) -> bool:
+    """Whether any parameter takes no gradient."""
+    return not all(parameter.requires_grad for parameter in model.parameters())
+
+
+def set_train_mode(model: nn.Module) -> None:
+    """Train mode, but a frozen trunk stays in eval mode: its BatchNorm figures and dropout rest as well.
+
+    Takes the bare module, not its DDP or compiled wrapper.
+    """
+    if is_frozen(model):
+        model.eval()
+        find_head(model)[1].train()
+    else:
+        model.train()

@@ -1,0 +1,183 @@
+"""One rank's share of a run, put together from its config: splits, loaders, model, loop. Knows no Ray.
+
+The same assembly serves Ray workers, spawned test processes and a single process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from cluster.store import open_store
+from cluster.world import World
+from dataloading.config import LoaderConfig
+from dataloading.dataset import SPLITS, Dataset
+from dataloading.loading.cache import Split, cache_dir, open_split
+from dataloading.loading.loader import Loader
+from dataloading.loading.plan import Plan, StepPlan, evaluation_requests
+from xdist_train.config import Config
+from xdist_train.evidence.inference import Answers, infer, softmax
+from xdist_train.evidence.metrics import Scores, point_figures
+from xdist_train.models.backbones import build_model
+from xdist_train.models.export import ModelDescription, Preprocessing, Selection
+from xdist_train.models.losses import LossFunction, build_class_weights
+from xdist_train.models.weights import StoredWeights, load_weights, read_weights
+from xdist_train.training.collectives import gather_rows
+from xdist_train.training.learner import InputView, Learner
+from xdist_train.training.loop import Job
+from xdist_train.training.optim import build_schedule
+
+__all__ = ["Assembly"]
+
+
+class Assembly:
+    """Splits, loaders, learner and job of one rank.
+
+    Args:
+        micro_batch_size: images of one forward; part of the run's identity.
+        weights: where to start from, in the store of `storage.uri`; None starts from the seed.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        *,
+        world: World,
+        device: torch.device,
+        micro_batch_size: int,
+        weights: StoredWeights | None = None,
+        attempt: int = 1,
+    ) -> None:
+        self.config, self.dataset, self.world, self.device = config, dataset, world, device
+        self.micro_batch_size, self.weights = micro_batch_size, weights
+        self.view = _input_view(dataset, config.loader, weights)
+        cache = cache_dir(config.loader.cache_dir)
+        self.splits: dict[str, Split] = {
+            name: open_split(dataset, config.data.split, name, cache) for name in SPLITS
+        }
+        self.learner = self._build_learner()
+        self.loader = self._build_loader("train", train=True)
+        self.job = self._build_job(attempt)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the data set, and so of the model."""
+        return len(self.dataset.info.classes)
+
+    def answers(self, split: str) -> Answers:
+        """The present weights' logits of every image of a split, in row order, on all ranks; collective."""
+        self.learner.model.eval()
+        size = self.splits[split].num_images
+        requests = evaluation_requests(size, self.micro_batch_size, self.world)
+        with self._evaluation_loader(split) as loader:
+            mine = infer(self.learner.logits, loader.load(requests), self.num_classes)
+        on_device = mine.map(lambda values: values.to(self.device))
+        return on_device.map(lambda values: gather_rows(values, self.world).cpu()).ordered()
+
+    def val_figures(self) -> dict[str, float]:
+        """Loss and figures of the present weights on val, equal on all ranks; NaN loss alone if they broke; collective."""
+        answers = self.answers("val")
+        labels, loss = answers.labels.numpy(), self.learner.loss
+        if not torch.isfinite(answers.logits).all():
+            return {"loss": math.nan}
+        total = float(loss.per_sample(answers.logits.double(), answers.labels).sum())
+        figures = point_figures(Scores.of(labels, softmax(answers.logits)))
+        # A figure that is not defined (auroc of a class that val lacks) never selects.
+        defined = {name: math.nan if value is None else value for name, value in figures.items()}
+        return {"loss": total / loss.weight_sum(labels), **defined}
+
+    def describe(self, selection: Selection) -> ModelDescription:
+        """What `model.json` says of the present weights."""
+        info, loader = self.dataset.info, self.config.loader
+        return ModelDescription(
+            classes=info.classes,
+            preprocessing=Preprocessing(
+                image_size=loader.image_size,
+                fit=loader.fit,
+                channels=info.channels,
+                mean=self.view.mean,
+                std=self.view.std,
+                reduce_tolerance=loader.reduce_tolerance,
+            ),
+            model=self.config.model,
+            split=self.config.data.split,
+            fingerprint=info.fingerprint,
+            selection=selection,
+            started_from=self.weights.key if self.weights else None,
+        )
+
+    def close(self) -> None:
+        """Give threads and pipelines back."""
+        self.loader.close()
+
+    def _build_learner(self) -> Learner:
+        config = self.config
+        # Every rank builds the same weights: the seed is the run's, never the rank's.
+        torch.manual_seed(config.train.seed)
+        model = build_model(config.model, self.num_classes)
+        if self.weights is not None:
+            tensors = read_weights(open_store(config.storage.uri), self.weights)
+            load_weights(model, tensors, self.weights.source)
+        return Learner(
+            model,
+            self._build_loss(),
+            config.optim,
+            config.train,
+            view=self.view,
+            device=self.device,
+            world=self.world,
+        )
+
+    def _build_loss(self) -> LossFunction:
+        section = self.config.loss
+        return LossFunction(section, build_class_weights(section, self.splits["train"].class_counts))
+
+    def _build_loader(self, split: str, *, train: bool) -> Loader:
+        config = self.config
+        return Loader(
+            self.splits[split],
+            self.dataset.info,
+            config.loader,
+            augment=config.augment if train else None,
+            seed=config.train.seed,
+            device=self.device,
+            threads=config.loader.threads or config.scale.cpus_per_worker,
+        )
+
+    @contextmanager
+    def _evaluation_loader(self, split: str) -> Iterator[Loader]:
+        loader = self._build_loader(split, train=False)
+        try:
+            yield loader
+        finally:
+            loader.close()
+
+    def _build_job(self, attempt: int) -> Job:
+        config, counts = self.config, self.splits["train"].class_counts
+        steps = StepPlan(sum(counts), config.train.step_size, self.micro_batch_size)
+        return Job(
+            learner=self.learner,
+            plan=Plan(counts, config.sampler.alpha, config.train.seed),
+            steps=steps,
+            world=self.world,
+            loader=self.loader,
+            evaluate=self.val_figures,
+            schedule=build_schedule(config.schedule, steps.steps_per_epoch, config.train.epochs),
+            train=config.train,
+            early_stopping=config.early_stopping,
+            checkpoint=config.checkpoint,
+            attempt=attempt,
+        )
+
+
+def _input_view(dataset: Dataset, loader: LoaderConfig, weights: StoredWeights | None) -> InputView:
+    """What the weights were trained with, where that is known, else the data set's own mean and deviation."""
+    known = weights.normalisation if weights else None
+    mean, std = (known.mean, known.std) if known else (dataset.info.mean, dataset.info.std)
+    if len(set(mean)) == len(set(std)) == 1:
+        mean, std = mean[:1], std[:1]  # one figure lets gray stay one channel up to the model
+    return InputView(mean, std, loader.image_size, dataset.info.channels)

@@ -1,0 +1,206 @@
+"""The part of a run that a step changes: model, optimiser, scaler; and the arithmetic of one step.
+
+The loss of a step is sum(w_i * l_i) / sum(w_i) over the whole step on all ranks: each micro batch
+contributes sum(w_i * l_i) / (sum of weights of the step), and DDP's mean over ranks is undone.
+Knows no loader, no store and no Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cluster.world import World
+from dataloading.loading.batch import Batch, normalise
+from xdist_train.config import OptimConfig, TrainConfig
+from xdist_train.models.backbones import INPUT_CHANNELS
+from xdist_train.models.heads import set_train_mode
+from xdist_train.models.losses import LossFunction
+from xdist_train.training.collectives import average_buffers
+from xdist_train.training.optim import build_optimizer
+
+__all__ = ["InputView", "Learner", "Precision", "resolve_precision"]
+
+
+@dataclass(frozen=True)
+class InputView:
+    """How uint8 pictures become the model's input.
+
+    `mean` and `std` are in [0, 1], one figure or one a channel of the model; pictures are squares of
+    `image_size` px with `channels` channels, expanded to the model's.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Arithmetic of a run: type of weights and input, type of autocast (None: off), loss scaling."""
+
+    weights: torch.dtype
+    autocast: torch.dtype | None
+    scaled: bool
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """The arithmetic that `train.precision` names on a device."""
+    if name == "auto" and device.type != "cuda":
+        name = "float32"
+    if name == "auto":
+        name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    table = {
+        "float32": Precision(torch.float32, None, False),
+        "float64": Precision(torch.float64, None, False),
+        "bf16": Precision(torch.float32, torch.bfloat16, False),
+        "fp16": Precision(torch.float32, torch.float16, device.type == "cuda"),
+    }
+    return table[name]
+
+
+class Learner:
+    """A model under training on one rank.
+
+    Args:
+        model: the bare network; moved to `device` here, wrapped for DDP where the world has more than one rank.
+        view: normalisation of its input.
+        seed: dropout is reseeded from (seed, epoch, step, micro batch), so no generator state is kept.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossFunction,
+        optim: OptimConfig,
+        train: TrainConfig,
+        *,
+        view: InputView,
+        device: torch.device,
+        world: World,
+    ) -> None:
+        self.world, self.device, self.view = world, device, view
+        self.loss, self.train = loss, train
+        self.precision = resolve_precision(train.precision, device)
+        self.memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.model = model.to(device=device, dtype=self.precision.weights, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(self.model, optim)
+        self.base_rate = optim.lr
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
+        forward = torch.compile(self.model) if train.compile else self.model
+        # DDP registers hooks on the bare module's parameters; evaluation keeps using the bare module.
+        self.replica = DistributedDataParallel(forward, broadcast_buffers=False) if world.size > 1 else forward
+        self.moving_buffers = _moving_buffers(self.model)
+        self._settle_buckets()
+
+    def step(self, batches: Iterator[Batch], count: int, weight_sum: float, rate_factor: float) -> Tensor:
+        """Run this rank's `count` micro batches of one step and update the weights.
+
+        Args:
+            weight_sum: sum of the loss weights over the whole step, on all ranks.
+            rate_factor: the learning rate is `optim.lr` times this.
+
+        Returns:
+            This rank's part of the step's loss, a scalar on the device; the parts add up to the loss.
+        """
+        set_train_mode(self.model)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.base_rate * rate_factor
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device, dtype=self.precision.weights)
+        for number in range(count):
+            with self._sync(number == count - 1):
+                part = self._part(next(batches)) / weight_sum
+                self.scaler.scale(part * self.world.size).backward()
+            total += part.detach()
+        if count == 0:
+            self._idle_backward()
+        self._update()
+        # After every step, so that the figures are a function of the position, wherever a run is stopped.
+        average_buffers(self.moving_buffers, self.world)
+        return total
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits of the bare model in its present mode: float32 or wider [n, classes]."""
+        return self._forward(self.model, batch.to(self.device).images)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+        """Model tensors, the optimiser's state dict, the scaler's state dict."""
+        return self.model.state_dict(), self.optimizer.state_dict(), self.scaler.state_dict()
+
+    def load(self, model: Mapping[str, Tensor], optimizer: dict[str, Any], scaler: dict[str, Any]) -> None:
+        """The reverse of `state`; on every rank alike."""
+        self.model.load_state_dict(model)
+        self.optimizer.load_state_dict(optimizer)
+        self.scaler.load_state_dict(scaler)
+
+    def _part(self, batch: Batch) -> Tensor:
+        """sum(w_i * l_i) of a micro batch."""
+        torch.manual_seed(_micro_batch_seed(self.train.seed, batch))
+        batch = batch.to(self.device)
+        return self.loss.per_sample(self._forward(self.replica, batch.images), batch.labels).sum()
+
+    def _forward(self, module: nn.Module, images: Tensor) -> Tensor:
+        view = self.view
+        pixels = normalise(images, view.mean, view.std, INPUT_CHANNELS, self.precision.weights)
+        pixels = pixels.contiguous(memory_format=self.memory_format)
+        with self._autocast():
+            logits = module(pixels)
+        return cast(Tensor, logits).to(self.precision.weights)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision.autocast)
+
+    def _sync(self, last: bool) -> AbstractContextManager[object]:
+        """Gradients travel with the last micro batch of a step alone."""
+        if last or not isinstance(self.replica, DistributedDataParallel):
+            return nullcontext()
+        return self.replica.no_sync()
+
+    def _update(self) -> None:
+        if self.train.clip_norm > 0:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.train.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _idle_backward(self) -> None:
+        """Take part in the reduction with a gradient of zero, leaving BatchNorm's figures alone."""
+        self.model.eval()
+        shape = (1, self.view.channels, self.view.image_size, self.view.image_size)
+        blank = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        logits = self._forward(self.replica, blank)
+        self.scaler.scale(logits.sum() * 0).backward()
+
+    def _settle_buckets(self) -> None:
+        """One empty round, so that every step after it adds in the same order.
+
+        DDP rebuilds its buckets after the first backward pass; with 3 or more ranks the order of sums
+        changes with them. After this, a run and its resumed twin reduce alike.
+        """
+        if isinstance(self.replica, DistributedDataParallel):
+            self._idle_backward()
+            self.optimizer.zero_grad(set_to_none=True)
+
+
+def _moving_buffers(model: nn.Module) -> list[Tensor]:
+    """Floating-point buffers that training changes: those of modules that are not frozen."""
+    set_train_mode(model)
+    modules = [module for module in model.modules() if module.training]
+    return [buffer for module in modules for buffer in module.buffers(recurse=False) if buffer.is_floating_point()]
+
+
+def _micro_batch_seed(seed: int, batch: Batch) -> int:
+    words = np.random.SeedSequence([seed, batch.epoch, batch.step, batch.index, 2]).generate_state(1, np.uint64)
+    return int(words[0])

@@ -1,0 +1,34 @@
+"""The table of runs that `runs` prints."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from rich.table import Table
+
+from cluster.terminal import printable
+
+__all__ = ["runs_table"]
+
+
+def runs_table(found: dict[str, dict[str, Any]]) -> Table:
+    """One row a run: name, status, what was selected, when it was last heard of."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("run", "status", "selected", "workers", "last heard of"):
+        table.add_column(heading, no_wrap=heading == "run")
+    for name, record in found.items():
+        heard = datetime.fromtimestamp(record["heartbeat"]).strftime("%Y-%m-%d %H:%M:%S")
+        workers = str(record["attempts"][-1]["workers"])
+        table.add_row(printable(name), _status(record), _selected(record), workers, heard)
+    return table
+
+
+def _status(record: dict[str, Any]) -> str:
+    reason = record.get("reason")
+    return f"{record['status']} ({reason['kind']})" if reason else str(record["status"])
+
+
+def _selected(record: dict[str, Any]) -> str:
+    chosen = record["selected"]
+    return f"epoch {chosen['epoch'] + 1}: {chosen['metric']} {chosen['value']:.4f}" if chosen else "-"

@@ -1,0 +1,88 @@
+"""The one quiet line that a person watches while a run goes on; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from xdist_train.training.loop import Progress
+from xdist_train.training.monitor import MonitorView
+
+__all__ = ["LiveLine", "live_line", "progress_text"]
+
+
+def progress_text(progress: Progress, left_s: float | None) -> str:
+    """Epoch, step, loss, images a second, data-wait share and time left."""
+    text = (
+        f"epoch {progress.epoch + 1}/{progress.epochs}  step {progress.step}/{progress.steps_per_epoch}  "
+        f"loss {progress.loss:.4f}  {progress.images_per_s:,.0f} images/s  data wait {progress.data_wait_share:.0%}"
+    )
+    return text if left_s is None else f"{text}  {_duration(left_s)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class LiveLine:
+    """Draws MonitorViews; epochs leave a line behind, the rest is overwritten."""
+
+    def __init__(self, console: Console, live: Live | None) -> None:
+        self.console, self.live = console, live
+        self._epoch_seen: int | None = None
+        self._first: tuple[float, float] | None = None
+        self._phase = ""
+
+    def show(self, view: MonitorView) -> None:
+        """Draw what changed."""
+        row = view.epoch_row
+        if row and row["epoch"] != self._epoch_seen:
+            self._epoch_seen = row["epoch"]
+            self.console.print(_epoch_text(row), highlight=False)
+        if self.live:
+            self.live.update(Text(self._line(view), overflow="ellipsis", no_wrap=True))
+        elif view.phase != self._phase:
+            self.console.print(view.phase, highlight=False)
+        self._phase = view.phase
+
+    def _line(self, view: MonitorView) -> str:
+        if view.progress is None or view.phase != "training":
+            return f"{view.phase} ..."
+        return progress_text(view.progress, self._left_s(view.progress))
+
+    def _left_s(self, progress: Progress) -> float | None:
+        """By the pace since this driver first saw a step; evaluation time is in it."""
+        done = progress.epoch + progress.step / max(progress.steps_per_epoch, 1)
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        since, first = self._first
+        if done - first < 0.02:
+            return None
+        return (now - since) / (done - first) * (progress.epochs - done)
+
+
+def _epoch_text(row: dict[str, Any]) -> str:
+    figures = "  ".join(
+        f"{name.removeprefix('val_')} {value:.4f}" for name, value in row.items() if name.startswith("val_")
+    )
+    mark = "  (best so far)" if row["selected"] else ""
+    return f"epoch {row['epoch'] + 1}: train loss {row['train_loss']:.4f}  val: {figures}{mark}"
+
+
+@contextmanager
+def live_line(console: Console) -> Iterator[LiveLine]:
+    """A LiveLine for the block."""
+    if not console.is_terminal:
+        yield LiveLine(console, None)
+        return
+    with Live(Text("connecting to Ray ..."), console=console, transient=True, refresh_per_second=4) as live:
+        yield LiveLine(console, live)

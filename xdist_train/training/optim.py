@@ -1,0 +1,147 @@
+"""The optimiser and the learning rate's course. The loop sets the rate before each step; nothing here counts.
+
+A schedule is a pure function of the step's number, but for `plateau`, whose few values are in its state.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from cluster.errors import InputError
+from xdist_train.config import OptimConfig, ScheduleConfig
+
+__all__ = ["Schedule", "build_optimizer", "build_schedule", "set_learning_rate"]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser of a model's trainable parameters.
+
+    On a CPU the one-tensor-at-a-time form is taken, so that sums keep one order; on a GPU the
+    multi-tensor form.
+    """
+    groups = _parameter_groups(model, config)
+    on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
+    shared: dict[str, Any] = {"lr": config.lr, "foreach": not on_cpu}
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, **shared)
+    rule = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return rule(groups, betas=config.betas, eps=config.eps, **shared)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameters with and without weight decay, in the model's order.
+
+    Normalisation layers' parameters and biases are those with at most one axis.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert trainable, "a model without trainable parameters"
+    if config.decay_norm_and_bias or not config.weight_decay:
+        return [{"params": trainable, "weight_decay": config.weight_decay}]
+    weights = [parameter for parameter in trainable if parameter.ndim > 1]
+    others = [parameter for parameter in trainable if parameter.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+@dataclass
+class _PlateauState:
+    """What `plateau` remembers between epochs: the least loss on val, epochs since, and the factor."""
+
+    best: float | None = None
+    bad_epochs: int = 0
+    factor: float = 1.0
+
+
+class Schedule:
+    """The learning rate's factor at each step of a run.
+
+    Args:
+        config: the schedule section.
+        steps_per_epoch: optimiser steps of one epoch.
+        epochs: length of the run; only `cosine` depends on it.
+    """
+
+    def __init__(self, config: ScheduleConfig, steps_per_epoch: int, epochs: int) -> None:
+        self._config = config
+        self._steps_per_epoch = steps_per_epoch
+        self._steps = steps_per_epoch * epochs
+        self._warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+        rules = {
+            "constant": self._constant,
+            "step": self._step,
+            "cosine": self._cosine,
+            "plateau": self._plateau_factor,
+        }
+        self._rule = rules[config.name]
+        self._plateau = _PlateauState()
+
+    def factor(self, step_global: int) -> float:
+        """Factor of the learning rate at a step, counted from 0 at the run's start.
+
+        The warm-up rises linearly and reaches the rule's own factor at its last step.
+        """
+        warmup = min(1.0, (step_global + 1) / self._warmup_steps) if self._warmup_steps else 1.0
+        return warmup * self._rule(step_global)
+
+    def end_epoch(self, val_loss: float) -> None:
+        """Tell the loss on val at an epoch's end; only `plateau` listens. NaN counts as no improvement."""
+        state = self._plateau
+        if math.isfinite(val_loss) and (state.best is None or val_loss < state.best):
+            state.best, state.bad_epochs = val_loss, 0
+        else:
+            state.bad_epochs += 1
+        if state.bad_epochs >= max(1, self._config.patience):
+            state.factor = max(state.factor * self._config.gamma, self._config.min_factor)
+            state.bad_epochs = 0
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return asdict(self._plateau)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """The reverse of `state`."""
+        self._plateau = _PlateauState(**state)
+
+    def _constant(self, step: int) -> float:
+        return 1.0
+
+    def _step(self, step: int) -> float:
+        drops = step // self._steps_per_epoch // self._config.step_epochs
+        return self._config.gamma**drops
+
+    def _cosine(self, step: int) -> float:
+        """Half a cosine over the steps after the warm-up (Loshchilov and Hutter 2017, eq. 5, one cycle)."""
+        share = (step - self._warmup_steps) / (self._steps - self._warmup_steps)
+        rise = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, share))))
+        return self._config.min_factor + (1 - self._config.min_factor) * rise
+
+    def _plateau_factor(self, step: int) -> float:
+        return self._plateau.factor
+
+
+def build_schedule(config: ScheduleConfig, steps_per_epoch: int, epochs: int) -> Schedule:
+    """The schedule of a run.
+
+    Raises:
+        InputError: the warm-up leaves nothing of the run.
+    """
+    if config.warmup_epochs >= epochs:
+        raise InputError(
+            f"schedule.warmup_epochs={config.warmup_epochs:g} takes the whole run (train.epochs={epochs}). "
+            "Make the warm-up shorter or the run longer."
+        )
+    return Schedule(config, steps_per_epoch, epochs)

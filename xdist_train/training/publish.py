@@ -1,0 +1,78 @@
+"""What rank 0 puts into the run folder: the best model, the history, the evidence. Each object appears whole.
+
+Every function returns the keys that may be read from now on.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cluster.runs import METRICS, TENSORBOARD, RunFolder, evaluation_key, predictions_key
+from xdist_train.evidence.evaluate import PriorShift, evaluation_report, predictions_table
+from xdist_train.evidence.inference import Answers, softmax
+from xdist_train.models.export import DESCRIPTION_KEY, MODEL_FOLDER, WEIGHTS_KEY, Selection, save_model
+
+if TYPE_CHECKING:
+    from xdist_train.training.assembly import Assembly
+
+__all__ = ["publish_evaluation", "publish_history", "publish_model"]
+
+_EVENTS = "events.out.tfevents.0000000000.run"
+
+
+def publish_model(folder: RunFolder, assembly: Assembly, selection: Selection) -> list[str]:
+    """The present weights and their description under `model/`."""
+    folder.check_owner()
+    save_model(folder.store, assembly.learner.model, assembly.describe(selection))
+    return [f"{MODEL_FOLDER}/{key}" for key in (WEIGHTS_KEY, DESCRIPTION_KEY)]
+
+
+def publish_history(folder: RunFolder, history: list[dict[str, Any]]) -> list[str]:
+    """metrics.jsonl, a row a line, and TensorBoard's event file, both made anew from the whole history."""
+    folder.publish(METRICS, "".join(f"{json.dumps(row)}\n" for row in history).encode())
+    folder.publish(f"{TENSORBOARD}/{_EVENTS}", _event_file(history))
+    return [METRICS, f"{TENSORBOARD}/{_EVENTS}"]
+
+
+def publish_evaluation(folder: RunFolder, assembly: Assembly, split: str, answers: Answers) -> list[str]:
+    """Figures and predictions of a split."""
+    info, config = assembly.dataset.info, assembly.config
+    ids = assembly.splits[split].ids(answers.rows.numpy())
+    rows = assembly.dataset.read_manifest(["source", "patient"]).take(ids)
+    labels, probabilities = answers.labels.numpy(), softmax(answers.logits)
+    sources, patients = rows["source"].to_pylist(), rows["patient"].to_pylist()
+    report = evaluation_report(
+        labels, probabilities, patients, info.classes, resamples=config.evaluate.bootstrap, prior=_prior(assembly)
+    )
+    table = predictions_table(ids, sources, labels, probabilities, info.classes)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    folder.publish(predictions_key(split), buffer.getvalue())
+    folder.publish_json(evaluation_key(split), report)
+    return [predictions_key(split), evaluation_key(split)]
+
+
+def _prior(assembly: Assembly) -> PriorShift | None:
+    """How often the training saw each class, where that is not how often the data has it."""
+    raise AssertionError
+
+
+def _event_file(history: list[dict[str, Any]]) -> bytes:
+    """TensorBoard events of the epochs' and steps' figures, as one file."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with tempfile.TemporaryDirectory() as folder:
+        with SummaryWriter(folder) as writer:
+            for row in history:
+                for name, value in row.items():
+                    if isinstance(value, float) and np.isfinite(value):
+                        writer.add_scalar(f"{row['kind']}/{name}", value, row["step"], walltime=row.get("time"))
+        (path,) = Path(folder).iterdir()
+        return path.read_bytes()

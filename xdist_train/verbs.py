@@ -1,0 +1,155 @@
+"""The training package's commands. Imports nothing heavy at the top."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xdist_train.training.launch import LaunchResult
+
+__all__ = ["demo", "evaluate", "predict", "runs", "train", "weights"]
+
+_Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. train.epochs=5.")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+_Model = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a bare model folder.")]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Shipped recipe (oct, xray, demo) or YAML file.")],
+    overrides: _Overrides = None,
+    as_json: _Json = False,
+) -> None:
+    """Train, select by val, evaluate; everything is left in one run folder.
+
+    Example: xdist-train train oct data.uri=oct-packed scale.num_workers=2 run.name=first
+    """
+    from xdist_train.config import resolve_config
+    from xdist_train.training.launch import launch
+
+    config = resolve_config(recipe, overrides or [])
+    result = launch(config, command=_command(), console=_console(), label=Path(recipe).stem)
+    _print_result(result, as_json)
+
+
+def evaluate(
+    model: _Model,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    data: Annotated[str, typer.Option(help="Packed dataset; by default the run's own.")] = "",
+    as_json: _Json = False,
+) -> None:
+    """Figures of a trained model on a split, with 95 % intervals over patients.
+
+    For a run, figures and predictions are written into its folder too.
+
+    Example: xdist-train evaluate runs/first --split test
+    """
+    from xdist_train.evidence.evaluate import figures_table
+    from xdist_train.evidence.evaluation import run_evaluation
+
+    report = run_evaluation(model, split, data)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        _console().print(figures_table(report))
+
+
+def predict(
+    model: _Model,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes shown for an image.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Classify image files with the preprocessing that the model was evaluated with.
+
+    Example: xdist-train predict runs/first scan.jpeg --top-k 2
+    """
+    from xdist_train.evidence.predict import predict_images
+
+    for prediction in predict_images(model, images, top_k=top_k):
+        typer.echo(json.dumps(prediction.to_json()) if as_json else prediction.text(top_k))
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for data and run; must not exist.")] = Path("demo-out"),
+    overrides: _Overrides = None,
+) -> None:
+    """Phantom images, packed, trained on 2 workers, evaluated: the whole path on this machine, in minutes.
+
+    Example: xdist-train demo --out demo-out
+    """
+    from xdist_train.demo import run_demo
+
+    _print_result(run_demo(out, overrides or [], _console(), _command()), as_json=False)
+
+
+def runs(
+    storage: Annotated[str, typer.Argument(metavar="[STORAGE]", help="Storage URI.")] = "runs",
+    as_json: _Json = False,
+) -> None:
+    """List the runs of a storage: status, selected epoch, figure.
+
+    Example: xdist-train runs runs
+    """
+    from cluster.runs import list_runs
+    from xdist_train.training.listing import runs_table
+
+    found = dict(list_runs(storage))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    elif not found:
+        typer.echo(f"{storage}: no runs here.")
+    else:
+        _console().print(runs_table(found))
+
+
+def weights(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Backbone, e.g. resnet50.")],
+    out: Annotated[str, typer.Option("--out", help="Storage URI (storage.uri of later runs).")] = "runs",
+) -> None:
+    """Put a backbone's ImageNet weights into a storage, on a machine with a network.
+
+    Example: xdist-train weights resnet50 --out runs
+    """
+    from cluster.store import open_store
+    from xdist_train.models.weights import run_weights
+
+    stored = run_weights(name, open_store(out))
+    typer.echo(f"{stored.source}: {open_store(out).path(stored.key)}")
+
+
+def _command() -> str:
+    return shlex.join(["xdist-train", *sys.argv[1:]])
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_result(result: LaunchResult, as_json: bool) -> None:
+    if as_json:
+        values: dict[str, Any] = {
+            "run": result.run_uri,
+            "selected": result.selection,
+            "evaluation": result.evaluations,
+            "seconds": result.seconds,
+        }
+        typer.echo(json.dumps(values, indent=2))
+        return
+    from xdist_train.evidence.evaluate import figures_table
+
+    console = _console()
+    for split, report in result.evaluations.items():
+        console.print(figures_table(report, title=split))
+    console.print(f"run folder: {result.run_uri}", highlight=False, soft_wrap=True)
