@@ -73,18 +73,18 @@ class RunFolder:
 
         When two drivers race, each attempt number goes to one of them and the later number owns.
         """
-        while True:
-            number = max(self._attempts(), default=0) + 1
-            text = json.dumps({"driver": self.driver, "host": socket.gethostname(), "started": time.time()})
-            if self.store.create(f"{ATTEMPTS}/{number:04d}.json", text.encode()):
-                return number
+        number = 0
+        while not number:
+            number = self._claim_number(max(self._attempts(), default=0) + 1)
+        return number
 
-    def claim_new(self) -> bool:
-        """Become the owner of a run that nobody has started; False if somebody was first."""
-        if self.exists():
-            return False
+    def claim_new(self) -> int:
+        """Become the owner of a run that nobody has started: 1; 0 if somebody was first."""
+        return 0 if self.exists() else self._claim_number(1)
+
+    def _claim_number(self, number: int) -> int:
         text = json.dumps({"driver": self.driver, "host": socket.gethostname(), "started": time.time()})
-        return self.store.create(f"{ATTEMPTS}/0001.json", text.encode())
+        return number if self.store.create(f"{ATTEMPTS}/{number:04d}.json", text.encode()) else 0
 
     def check_owner(self) -> None:
         """Pass if this driver made the newest attempt.

@@ -49,6 +49,7 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("label", pa.int16(), nullable=False),
         pa.field("patient", pa.string(), nullable=False),
+        pa.field("group", pa.string()),  # of patients tied by confirmed duplicates: the first of them; else null
         pa.field("given_split", pa.string()),  # train | val | test, null where the source has none
         pa.field("patient_split", pa.string(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),

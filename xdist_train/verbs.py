@@ -53,14 +53,14 @@ def evaluate(
 
     Example: xdist-train evaluate runs/first --split test
     """
-    from xdist_train.evidence.evaluate import figures_table
+    from xdist_train.evidence.tables import figures_table
     from xdist_train.evidence.evaluation import run_evaluation
 
     report = run_evaluation(model, split, data)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
-        _console().print(figures_table(report))
+        _console().print(figures_table(report, title=split))
 
 
 def predict(
@@ -75,7 +75,7 @@ def predict(
     """
     from xdist_train.evidence.predict import predict_images
 
-    for prediction in predict_images(model, images, top_k=top_k):
+    for prediction in predict_images(model, images):
         typer.echo(json.dumps(prediction.to_json()) if as_json else prediction.text(top_k))
 
 
@@ -147,7 +147,7 @@ def _print_result(result: LaunchResult, as_json: bool) -> None:
         }
         typer.echo(json.dumps(values, indent=2))
         return
-    from xdist_train.evidence.evaluate import figures_table
+    from xdist_train.evidence.tables import figures_table
 
     console = _console()
     for split, report in result.evaluations.items():

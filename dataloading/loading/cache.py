@@ -36,6 +36,7 @@ import pyarrow as pa
 from cluster.errors import InputError, StoreError
 from dataloading.dataset import MANIFEST_KEY, SHARD_SCHEMA, SPLITS, Dataset, Shard, shard_key
 from dataloading.loading.executor import Encoded
+from dataloading.splits import SPLIT_COLUMNS, split_of
 
 __all__ = ["RECORD", "Split", "cache_root", "open_split"]
 
@@ -44,9 +45,9 @@ Indices = npt.NDArray[np.int64]
 RECORD = np.dtype([("id", "<i8"), ("label", "<i2"), ("shard", "<i4"), ("row", "<i4"), ("width", "<i4"), ("height", "<i4")])
 """One image in the index of a split; `row` is within the shard, sizes are pixels after EXIF orientation."""
 
+_FIELDS = RECORD.names or ()
 _INDEX_VERSION = 1
 _VERIFY_THREADS = 8
-_SPLIT_COLUMNS = ["id", "label", "patient", "given_split", "patient_split", "shard", "row", "width", "height"]
 
 
 def cache_root(configured: str = "") -> Path:
@@ -236,10 +237,8 @@ def _verify(path: Path, shard: Shard) -> None:
 
 def _build_index(dataset: Dataset, scheme: str, name: str) -> npt.NDArray[Any]:
     """The records of one split, ordered by (label, id)."""
-    from dataloading.splits import split_of
-
     _verify_manifest(dataset)
-    manifest = dataset.read_manifest(_SPLIT_COLUMNS)
+    manifest = dataset.read_manifest(list({*SPLIT_COLUMNS, *_FIELDS}))
     parts = split_of(manifest, scheme, dataset.info.fractions, dataset.info.seed)
     chosen = np.flatnonzero(parts == SPLITS.index(name))
     if not len(chosen):
@@ -249,7 +248,7 @@ def _build_index(dataset: Dataset, scheme: str, name: str) -> npt.NDArray[Any]:
             "Choose another data.split, or pack more images."
         )
     records = np.empty(len(chosen), RECORD)
-    for field in RECORD.names or ():
+    for field in _FIELDS:
         records[field] = manifest.column(field).to_numpy()[chosen]
     return records[np.lexsort((records["id"], records["label"]))]
 

@@ -163,7 +163,7 @@ def _graph(image_size: int, channels: int, on_gpu: bool) -> Any:
     """Decode, reduce where asked, warp, tone.
 
     The reduced picture stands in for libjpeg's own half scale: of DALI's filters the Gaussian one comes
-    closest to it.
+    closest to it. As there, a pixel covers exactly r x r, so the last may reach beyond an odd edge.
     """
     output_type = types.GRAY if channels == 1 else types.RGB
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
@@ -171,10 +171,18 @@ def _graph(image_size: int, channels: int, on_gpu: bool) -> Any:
     gain = fn.external_source(name="gain", dtype=types.FLOAT, ndim=0)
     shift = fn.external_source(name="shift", dtype=types.FLOAT, ndim=0)
     size = fn.external_source(name="size", dtype=types.FLOAT, ndim=1)
+    extent = fn.external_source(name="extent", dtype=types.FLOAT, ndim=1)
     is_reduced = fn.external_source(name="is_reduced", dtype=types.BOOL, ndim=0)
     picture = fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=output_type)
     if is_reduced:
-        picture = fn.resize(picture, size=size, interp_type=types.INTERP_GAUSSIAN, antialias=True)
+        picture = fn.resize(
+            picture,
+            size=size,
+            roi_start=[0, 0],
+            roi_end=extent,
+            interp_type=types.INTERP_GAUSSIAN,
+            antialias=True,
+        )
     picture = fn.warp_affine(
         picture,
         matrix=matrix,
@@ -191,14 +199,15 @@ def _inputs(encoded: Sequence[Encoded], augmentation: Augmentation) -> dict[str,
     reductions = np.array(
         [r if r > 1 and is_jpeg(data) else 1 for data, r in zip(encoded, augmentation.reductions, strict=True)]
     )
-    widths, heights = -(-augmentation.widths // reductions), -(-augmentation.heights // reductions)
-    matrices = scaled_matrices(augmentation.matrices, widths / augmentation.widths, heights / augmentation.heights)
+    sizes = np.stack([augmentation.heights, augmentation.widths], axis=1)
+    reduced_sizes = -(-sizes // reductions[:, None])
     return {
         "encoded": list(encoded),
-        "matrix": matrices.astype(np.float32),
+        "matrix": scaled_matrices(augmentation.matrices, reductions).astype(np.float32),
         "gain": augmentation.gains,
         "shift": augmentation.shifts,
-        "size": np.stack([heights, widths], axis=1).astype(np.float32),
+        "size": reduced_sizes.astype(np.float32),
+        "extent": (reduced_sizes * reductions[:, None]).astype(np.float32),
         "is_reduced": reductions > 1,
     }
 

@@ -81,13 +81,10 @@ def is_jpeg(encoded: Encoded) -> bool:
 
 
 def scaled_matrices(
-    matrices: npt.NDArray[np.float64], scale_x: npt.NDArray[np.float64], scale_y: npt.NDArray[np.float64]
+    matrices: npt.NDArray[np.float64], reductions: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """The matrices for pictures that were decoded at other scales, still in pixel-centre coordinates.
+    """The matrices for pictures decoded at 1/r, still in pixel-centre coordinates: float64 [n, 2, 3].
 
-    Args:
-        matrices: float64 [n, 2, 3], to the picture at full scale.
-        scale_x: float64 [n], decoded width over full width.
-        scale_y: float64 [n].
+    A pixel of a reduced picture covers exactly r x r of the full one.
     """
-    return matrices * np.stack([scale_x, scale_y], axis=1)[:, :, None]
+    return matrices / reductions[:, None, None]

@@ -136,7 +136,7 @@ def _warp(picture: Encoded, matrix: npt.NDArray[np.float64], pixels: Encoded) ->
 
 def _index_matrices(matrices: npt.NDArray[np.float64], reductions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """For OpenCV, which counts pixel centres from 0: T(-0.5) M T(+0.5), at the decoded scale."""
-    scaled = scaled_matrices(matrices, 1 / reductions, 1 / reductions)
+    scaled = scaled_matrices(matrices, reductions)
     scaled[:, :, 2] += 0.5 * (scaled[:, :, 0] + scaled[:, :, 1]) - 0.5
     return scaled
 

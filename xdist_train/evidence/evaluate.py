@@ -54,8 +54,8 @@ def evaluation_report(
         bad = int((~np.isfinite(probabilities)).any(axis=1).sum())
         raise RunFailedError(
             "non_finite_output",
-            f"the model's output is not a finite number for {bad} of {len(labels)} images. Its weights cannot "
-            "be used; train again with a lower optim.lr, train.clip_norm, or train.precision=float32.",
+            f"the model's output is not a finite number for {bad} of {len(labels)} images. Its weights are "
+            "broken; train again with a lower optim.lr, train.clip_norm, or train.precision=float32.",
         )
     scores = Scores.of(labels, probabilities, patients)
     return {

@@ -1,4 +1,4 @@
-"""A published model's answer for image files, seen exactly as evaluation saw its images.
+"""A published model's answers for image files, seen exactly as evaluation saw its images.
 
 Every file is read and answered before anything is returned, so that a bad one leaves nothing half said.
 Knows no data set and no run beyond its model.
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import batched
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from cluster.errors import InputError
@@ -33,3 +32,127 @@ from xdist_train.models.export import Preprocessing, load_model
 __all__ = ["Prediction", "predict_images"]
 
 _BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's answer: its path as given, the likeliest class, every class's probability."""
+
+    source: str
+    predicted: str
+    probabilities: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: `source`, `predicted`, `probabilities` by class."""
+        return {"source": self.source, "predicted": self.predicted, "probabilities": self.probabilities}
+
+    def text(self, top_k: int) -> str:
+        """One line for a terminal: the path and the likeliest classes with their probabilities."""
+        ranked = sorted(self.probabilities.items(), key=lambda entry: -entry[1])[:top_k]
+        return printable("  ".join([self.source, *(f"{name} {value:.4f}" for name, value in ranked)]))
+
+
+def predict_images(
+    model_uri: str, paths: Sequence[str | Path], device: torch.device | str = "cpu"
+) -> list[Prediction]:
+    """Classify image files.
+
+    Args:
+        model_uri: a run folder or a bare `model` folder.
+        paths: image files: JPEG, PNG and what else OpenCV and Pillow both read.
+        device: where the model runs; pictures are decoded on the CPU.
+
+    Raises:
+        InputError: no model there, or a file that is missing or not a whole image; it is named.
+    """
+    model, description = load_model(model_uri)
+    classifier = _Classifier(model.to(device), description.preprocessing, torch.device(device))
+    try:
+        chunks = [paths[start : start + _BATCH_SIZE] for start in range(0, len(paths), _BATCH_SIZE)]
+        rows = np.concatenate([classifier.probabilities(chunk) for chunk in chunks])
+    finally:
+        classifier.close()
+    return [_prediction(path, row, description.classes) for path, row in zip(paths, rows, strict=True)]
+
+
+class _Picture(NamedTuple):
+    """An image file's bytes and its size in pixels after EXIF orientation."""
+
+    encoded: NDArray[np.uint8]
+    width: int
+    height: int
+
+
+class _Classifier:
+    """Model, executor and preprocessing, put together once."""
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, device: torch.device) -> None:
+        self._model, self._preprocessing, self._device = model, preprocessing, device
+        self._dtype = next(model.parameters()).dtype
+        self._view = View(
+            image_size=preprocessing.image_size,
+            fit=cast(Literal["stretch", "crop"], preprocessing.fit),
+            reduce_tolerance=preprocessing.reduce_tolerance,
+        )
+        self._executor = OpenCVExecutor(
+            ExecutorSpec(
+                image_size=preprocessing.image_size,
+                channels=preprocessing.channels,
+                threads=os.cpu_count() or 1,
+                in_flight=1,
+                device=torch.device("cpu"),
+            )
+        )
+
+    def close(self) -> None:
+        """Stop the decoding threads."""
+        self._executor.close()
+
+    @torch.inference_mode()
+    def probabilities(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
+        """Probabilities of a few image files, [n, K]."""
+        pictures = [_read_picture(path) for path in paths]
+        pixels = self._decode(paths, pictures).to(self._device)
+        facts = self._preprocessing
+        images = normalise(pixels, facts.mean, facts.std, INPUT_CHANNELS, self._dtype)
+        return softmax(self._model(images.contiguous()))
+
+    def _decode(self, paths: Sequence[str | Path], pictures: Sequence[_Picture]) -> Tensor:
+        widths = np.array([picture.width for picture in pictures])
+        heights = np.array([picture.height for picture in pictures])
+        view = plain_view(self._view, widths, heights)
+        try:
+            return self._executor.submit([picture.encoded for picture in pictures], view).result()
+        except UndecodableError as error:
+            raise _not_an_image(paths[error.position], error.reason) from None
+
+
+def _read_picture(path: str | Path) -> _Picture:
+    """The file, decoded once by Pillow, which refuses truncated files that OpenCV would fill with gray."""
+    try:
+        data = Path(path).read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            width, height = ImageOps.exif_transpose(image).size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _not_an_image(path, _reason(error)) from None
+    return _Picture(np.frombuffer(data, np.uint8), width, height)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, without the object's address that Pillow prints."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no known image format"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _not_an_image(path: str | Path, reason: str) -> InputError:
+    return InputError(
+        f"predict: {printable(str(path))!r} is not a readable image ({reason}). "
+        "Give whole image files, such as JPEG or PNG. Nothing was predicted."
+    )
+
+
+def _prediction(path: str | Path, row: NDArray[np.float64], classes: Sequence[str]) -> Prediction:
+    probabilities = dict(zip(classes, row.tolist(), strict=True))
+    return Prediction(str(path), classes[int(row.argmax())], probabilities)

@@ -6,8 +6,6 @@ The same assembly serves Ray workers, spawned test processes and a single proces
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -15,7 +13,7 @@ from cluster.store import open_store
 from cluster.world import World
 from dataloading.config import LoaderConfig
 from dataloading.dataset import SPLITS, Dataset
-from dataloading.loading.cache import Split, cache_dir, open_split
+from dataloading.loading.cache import Split, cache_root, open_split
 from dataloading.loading.loader import Loader
 from dataloading.loading.plan import Plan, StepPlan, evaluation_requests
 from xdist_train.config import Config
@@ -24,6 +22,7 @@ from xdist_train.evidence.metrics import Scores, point_figures
 from xdist_train.models.backbones import build_model
 from xdist_train.models.export import ModelDescription, Preprocessing, Selection
 from xdist_train.models.losses import LossFunction, build_class_weights
+from xdist_train.models.prior import PriorShift, find_prior_shift
 from xdist_train.models.weights import StoredWeights, load_weights, read_weights
 from xdist_train.training.collectives import gather_rows
 from xdist_train.training.learner import InputView, Learner
@@ -55,7 +54,7 @@ class Assembly:
         self.config, self.dataset, self.world, self.device = config, dataset, world, device
         self.micro_batch_size, self.weights = micro_batch_size, weights
         self.view = _input_view(dataset, config.loader, weights)
-        cache = cache_dir(config.loader.cache_dir)
+        cache = cache_root(config.loader.cache_dir)
         self.splits: dict[str, Split] = {
             name: open_split(dataset, config.data.split, name, cache) for name in SPLITS
         }
@@ -68,12 +67,19 @@ class Assembly:
         """Classes of the data set, and so of the model."""
         return len(self.dataset.info.classes)
 
+    @property
+    def prior(self) -> PriorShift | None:
+        """How training moves the classes' shares; None if it does not."""
+        counts = self.splits["train"].class_counts
+        weights = build_class_weights(self.config.loss, counts)
+        return find_prior_shift(counts, self.job.plan.quotas.tolist(), weights)
+
     def answers(self, split: str) -> Answers:
         """The present weights' logits of every image of a split, in row order, on all ranks; collective."""
         self.learner.model.eval()
         size = self.splits[split].num_images
         requests = evaluation_requests(size, self.micro_batch_size, self.world)
-        with self._evaluation_loader(split) as loader:
+        with self._build_loader(split, train=False) as loader:
             mine = infer(self.learner.logits, loader.load(requests), self.num_classes)
         on_device = mine.map(lambda values: values.to(self.device))
         return on_device.map(lambda values: gather_rows(values, self.world).cpu()).ordered()
@@ -107,6 +113,7 @@ class Assembly:
             split=self.config.data.split,
             fingerprint=info.fingerprint,
             selection=selection,
+            prior=self.prior,
             started_from=self.weights.key if self.weights else None,
         )
 
@@ -147,14 +154,6 @@ class Assembly:
             device=self.device,
             threads=config.loader.threads or config.scale.cpus_per_worker,
         )
-
-    @contextmanager
-    def _evaluation_loader(self, split: str) -> Iterator[Loader]:
-        loader = self._build_loader(split, train=False)
-        try:
-            yield loader
-        finally:
-            loader.close()
 
     def _build_job(self, attempt: int) -> Job:
         config, counts = self.config, self.splits["train"].class_counts

@@ -26,7 +26,7 @@ from cluster.runs import CHECKPOINTS, CONFIG, RunFolder, evaluation_key
 from cluster.session import ClusterResources, cluster_resources, connect
 from cluster.store import open_store
 from dataloading.dataset import SPLITS, Dataset, open_dataset
-from dataloading.loading.cache import cache_dir, open_split
+from dataloading.loading.cache import cache_root, open_split
 from dataloading.loading.plan import StepPlan
 from xdist_train.config import Config, identity, identity_digest
 from xdist_train.models.backbones import build_model, check_model
@@ -138,7 +138,7 @@ def _check_identity(name: str, earlier: dict[str, Any], now: dict[str, Any]) -> 
 
 
 def _check_splits(config: Config, dataset: Dataset, micro_batch_size: int) -> None:
-    cache = cache_dir(config.loader.cache_dir)
+    cache = cache_root(config.loader.cache_dir)
     counts = {name: open_split(dataset, config.data.split, name, cache).class_counts for name in SPLITS}
     missing = [name for name, count in zip(dataset.info.classes, counts["train"], strict=True) if not count]
     if missing:
@@ -195,10 +195,9 @@ def _claim(
     config: Config, prepared: _Prepared, command: str, resources: ClusterResources, use_gpu: bool
 ) -> RunRecord:
     folder = prepared.folder
-    if config.run.resume == "never" and not folder.claim_new():
+    number = folder.claim_new() if config.run.resume == "never" else folder.claim()
+    if not number:
         raise InputError(f"run.name {folder.name!r} was taken by another start a moment ago. Choose another name.")
-    if config.run.resume != "never":
-        folder.claim()
     folder.publish(CONFIG, dump_yaml(config).encode())
     record = first_record(
         folder,
@@ -209,6 +208,7 @@ def _claim(
         identity_digest=identity_digest(prepared.identity),
         identity=prepared.identity,
         micro_batch_size=prepared.micro_batch_size,
+        attempt=number,
         workers=config.scale.num_workers,
         hardware={"host": platform.node(), "cpus": resources.cpus, "gpus": resources.gpus, "use_gpu": use_gpu},
     )
@@ -222,13 +222,13 @@ def _claim(
 def _train(ray: Any, config: Config, prepared: _Prepared, record: RunRecord, use_gpu: bool, line: LiveLine) -> None:
     started = time.perf_counter()
     monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
-    job = _Job(_build_trainer(config, prepared, monitor, use_gpu))
+    job = _Job(_build_trainer(config, prepared, monitor, record.values["attempt"], use_gpu))
     with _stop_on_signals(monitor):
         while job.running(_POLL_S):
-            view = MonitorView(**ray.get(monitor.read.remote()))
+            view = ray.get(monitor.read.remote())
             line.show(view)
             record.beat(sorted({*record.values["complete"], *view.published}))
-    view = MonitorView(**ray.get(monitor.read.remote()))
+    view = ray.get(monitor.read.remote())
     line.show(view)
     _conclude(job, view, record, config, time.perf_counter() - started)
 
@@ -257,7 +257,7 @@ class _Job:
             self.error = error
 
 
-def _build_trainer(config: Config, prepared: _Prepared, monitor: Any, use_gpu: bool) -> Any:
+def _build_trainer(config: Config, prepared: _Prepared, monitor: Any, attempt: int, use_gpu: bool) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -270,6 +270,7 @@ def _build_trainer(config: Config, prepared: _Prepared, monitor: Any, use_gpu: b
         driver=folder.driver,
         monitor=monitor,
         micro_batch_size=prepared.micro_batch_size,
+        attempt=attempt,
         weights=prepared.weights,
     )
     resources = {"CPU": scale.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})

@@ -37,16 +37,15 @@ class LiveLine:
 
     def __init__(self, console: Console, live: Live | None) -> None:
         self.console, self.live = console, live
-        self._epoch_seen: int | None = None
+        self._rows_shown = 0
         self._first: tuple[float, float] | None = None
         self._phase = ""
 
     def show(self, view: MonitorView) -> None:
         """Draw what changed."""
-        row = view.epoch_row
-        if row and row["epoch"] != self._epoch_seen:
-            self._epoch_seen = row["epoch"]
-            self.console.print(_epoch_text(row), highlight=False)
+        for row in view.epoch_rows[self._rows_shown :]:
+            self.console.print(_epoch_text(row), highlight=False, soft_wrap=True)
+        self._rows_shown = len(view.epoch_rows)
         if self.live:
             self.live.update(Text(self._line(view), overflow="ellipsis", no_wrap=True))
         elif view.phase != self._phase:
@@ -71,11 +70,10 @@ class LiveLine:
 
 
 def _epoch_text(row: dict[str, Any]) -> str:
-    figures = "  ".join(
-        f"{name.removeprefix('val_')} {value:.4f}" for name, value in row.items() if name.startswith("val_")
-    )
-    mark = "  (best so far)" if row["selected"] else ""
-    return f"epoch {row['epoch'] + 1}: train loss {row['train_loss']:.4f}  val: {figures}{mark}"
+    shown = {name: row[f"val_{name}"] for name in ("loss", "accuracy", "balanced_accuracy", "auroc_macro")}
+    figures = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items())
+    mark = "  *" if row["selected"] else ""
+    return f"epoch {row['epoch'] + 1}: train loss {row['train_loss']:.4f}  val {figures}{mark}"
 
 
 @contextmanager

@@ -168,6 +168,8 @@ class _Run:
         bad = torch.where(torch.isfinite(part), math.inf, float(number))
         self.first_bad = torch.minimum(self.first_bad, bad)
         state.step += 1
+        if "first_step" not in state.seconds:
+            state.add_seconds("first_step", time.perf_counter() - self.window.started)
         self.pending_steps += 1
         self.pending_images += stop - start
 
@@ -224,8 +226,8 @@ class _Run:
     def log_row(self) -> None:
         state, number = self.state, self.state.epoch * self.job.steps.steps_per_epoch + self.state.step
         rate = self.job.learner.optimizer.param_groups[0]["lr"]
-        row = {"kind": "step", "epoch": state.epoch, "step": number, "lr": rate, **self.window.row()}
-        state.history.append(row)
+        row = {"kind": "step", "epoch": state.epoch, "step": number, "time": time.time(), "lr": rate}
+        state.history.append(row | self.window.row())
         state.add_seconds("train", time.perf_counter() - self.window.started)
         self.window = _Window()
 
@@ -316,6 +318,7 @@ class _Run:
             "kind": "epoch",
             "epoch": state.epoch,
             "step": (state.epoch + 1) * job.steps.steps_per_epoch,
+            "time": time.time(),
             "lr": job.learner.optimizer.param_groups[0]["lr"],
             "train_loss": state.loss_sum / job.steps.steps_per_epoch,
             **{f"val_{name}": value for name, value in figures.items()},

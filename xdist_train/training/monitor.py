@@ -5,7 +5,7 @@ Knows no training; it holds the last words of both sides.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from xdist_train.training.loop import Progress
@@ -16,16 +16,14 @@ __all__ = ["MonitorView", "RunMonitor"]
 
 @dataclass(frozen=True)
 class MonitorView:
-    """What the driver sees: the newest progress, the last epoch's row, failure, and objects published so far."""
+    """What the driver sees: the newest progress, the rows of epochs, failure, and objects published so far."""
 
     phase: str = "starting workers"
     progress: Progress | None = None
-    epoch_row: dict[str, Any] | None = None
+    epoch_rows: tuple[dict[str, Any], ...] = ()
     failure: Failure | None = None
-    attempt: int = 0
     group_starts: int = 0
     published: tuple[str, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class RunMonitor:
@@ -37,11 +35,12 @@ class RunMonitor:
         self._stop = False
         self._failure: Failure | None = None
         self._starts = 0
+        self._epoch_rows: list[dict[str, Any]] = []
 
-    def begin(self) -> Failure | None:
-        """A group of workers starts (rank 0 says so); a failure that an earlier group met ends it at once."""
+    def begin(self) -> int:
+        """A group of workers starts (rank 0 says so); how many did so far."""
         self._starts += 1
-        return self._failure
+        return self._starts
 
     def push(self, **values: Any) -> bool:
         """Newest values of `MonitorView` fields; whether the run is asked to stop."""
@@ -56,6 +55,10 @@ class RunMonitor:
         """What a rank of this run met, if anything."""
         return self._failure
 
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """One more row of kind `epoch`."""
+        self._epoch_rows.append(row)
+
     def publish(self, keys: list[str]) -> None:
         """Objects of the run folder that are whole now."""
         self._published.update(dict.fromkeys(keys))
@@ -64,9 +67,12 @@ class RunMonitor:
         """The driver wants a checkpoint and an end."""
         self._stop = True
 
-    def read(self) -> dict[str, Any]:
-        """Fields of a MonitorView, as plain values that need no import to unpickle but ours."""
-        view = MonitorView(
-            **self._values, failure=self._failure, group_starts=self._starts, published=tuple(self._published)
+    def read(self) -> MonitorView:
+        """What the driver should see now."""
+        return MonitorView(
+            **self._values,
+            epoch_rows=tuple(self._epoch_rows),
+            failure=self._failure,
+            group_starts=self._starts,
+            published=tuple(self._published),
         )
-        return {name: getattr(view, name) for name in asdict(view)}

@@ -5,18 +5,16 @@ Every function returns the keys that may be read from now on.
 
 from __future__ import annotations
 
-import io
 import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from cluster.runs import METRICS, TENSORBOARD, RunFolder, evaluation_key, predictions_key
-from xdist_train.evidence.evaluate import PriorShift, evaluation_report, predictions_table
-from xdist_train.evidence.inference import Answers, softmax
+from cluster.runs import METRICS, TENSORBOARD, RunFolder
+from xdist_train.evidence.evaluation import build_evidence
+from xdist_train.evidence.inference import Answers
 from xdist_train.models.export import DESCRIPTION_KEY, MODEL_FOLDER, WEIGHTS_KEY, Selection, save_model
 
 if TYPE_CHECKING:
@@ -43,25 +41,17 @@ def publish_history(folder: RunFolder, history: list[dict[str, Any]]) -> list[st
 
 def publish_evaluation(folder: RunFolder, assembly: Assembly, split: str, answers: Answers) -> list[str]:
     """Figures and predictions of a split."""
-    info, config = assembly.dataset.info, assembly.config
-    ids = assembly.splits[split].ids(answers.rows.numpy())
-    rows = assembly.dataset.read_manifest(["source", "patient"]).take(ids)
-    labels, probabilities = answers.labels.numpy(), softmax(answers.logits)
-    sources, patients = rows["source"].to_pylist(), rows["patient"].to_pylist()
-    report = evaluation_report(
-        labels, probabilities, patients, info.classes, resamples=config.evaluate.bootstrap, prior=_prior(assembly)
+    evidence = build_evidence(
+        assembly.dataset,
+        assembly.splits[split],
+        answers,
+        prior=assembly.prior,
+        resamples=assembly.config.evaluate.bootstrap,
     )
-    table = predictions_table(ids, sources, labels, probabilities, info.classes)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    folder.publish(predictions_key(split), buffer.getvalue())
-    folder.publish_json(evaluation_key(split), report)
-    return [predictions_key(split), evaluation_key(split)]
-
-
-def _prior(assembly: Assembly) -> PriorShift | None:
-    """How often the training saw each class, where that is not how often the data has it."""
-    raise AssertionError
+    objects = evidence.objects(split)
+    for key, data in objects.items():
+        folder.publish(key, data)
+    return list(objects)
 
 
 def _event_file(history: list[dict[str, Any]]) -> bytes:

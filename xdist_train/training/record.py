@@ -48,7 +48,8 @@ class RunRecord:
 def first_record(folder: RunFolder, earlier: dict[str, Any], **values: Any) -> RunRecord:
     """The record of a start that has just claimed the run; what earlier starts left is kept."""
     workers, hardware = values.pop("workers"), values.pop("hardware")
-    attempts = [*earlier.get("attempts", []), {"driver": folder.driver, "workers": workers, "started": time.time()}]
+    start = {"attempt": values["attempt"], "workers": workers, "started": time.time()}
+    attempts = [*earlier.get("attempts", []), start]
     kept = {key: earlier.get(key, default) for key, default in _LASTING.items()}
     return RunRecord(
         folder,
@@ -60,7 +61,6 @@ def first_record(folder: RunFolder, earlier: dict[str, Any], **values: Any) -> R
             "code_revision": code_revision(),
             "versions": versions(),
             "hardware": hardware,
-            "attempt": len(attempts),
             "attempts": attempts,
         },
     )

@@ -52,6 +52,8 @@ class WorkerOrder:
     driver: str
     monitor: Any
     micro_batch_size: int
+    attempt: int
+    """The driver's claim; a group that Ray restarts claims a new one."""
     weights: StoredWeights | None = None
     """Where to start from; None starts from the seed."""
 
@@ -63,11 +65,12 @@ def run_worker(values: dict[str, Any]) -> dict[str, Any]:
     world = World(
         context.get_world_rank(), context.get_world_size(), context.get_local_rank(), context.get_node_rank()
     )
-    known = _begin(order, world)
+    starts = ray.get(order.monitor.begin.remote()) if world.is_first else 0
+    known: Failure | None = ray.get(order.monitor.failure.remote())
     if known is not None:
         return {"status": "failed", "failure": known}
     try:
-        return _train(order, world)
+        return _train(order, world, restarted=starts > 1)
     except StaleDriverError as error:
         return _fail(order, Failure(kind="stale_driver", message=str(error), rank=world.rank))
     except InputError as error:
@@ -80,13 +83,6 @@ def run_worker(values: dict[str, Any]) -> dict[str, Any]:
         message = f"{type(error).__name__}: {error}. This is a defect of the program; run with --debug."
         _fail(order, Failure(kind="defect", message=message, rank=world.rank))
         raise
-
-
-def _begin(order: WorkerOrder, world: World) -> Failure | None:
-    if world.is_first:
-        ray.get(order.monitor.begin.remote())
-    failure: Failure | None = ray.get(order.monitor.failure.remote())
-    return failure
 
 
 def _fail(order: WorkerOrder, failure: Failure) -> dict[str, Any]:
@@ -102,12 +98,12 @@ def _out_of_memory(order: WorkerOrder, error: torch.OutOfMemoryError) -> str:
     )
 
 
-def _train(order: WorkerOrder, world: World) -> dict[str, Any]:
+def _train(order: WorkerOrder, world: World, *, restarted: bool) -> dict[str, Any]:
     started = time.perf_counter()
     folder = RunFolder(open_store(order.run_uri), order.driver)
     torch.set_num_threads(order.config.scale.cpus_per_worker)
     # 1. Data, model and loop of this rank.
-    attempt = _claim(folder, world)
+    attempt = _agree_attempt(order, folder, world, restarted)
     assembly = Assembly(
         order.config,
         open_dataset(order.config.data.uri),
@@ -122,7 +118,7 @@ def _train(order: WorkerOrder, world: World) -> dict[str, Any]:
         state = _resume(assembly, world)
         state.add_seconds("start", time.perf_counter() - started)
         # 3. The loop.
-        reporter = _RayReporter(order, assembly, folder, attempt)
+        reporter = _RayReporter(order, assembly, folder)
         outcome = run_loop(assembly.job, state, reporter)
         # 4. Evidence from the selected weights.
         splits = _evaluate(order, assembly, folder, outcome) if outcome.status == "finished" else []
@@ -131,14 +127,16 @@ def _train(order: WorkerOrder, world: World) -> dict[str, Any]:
         assembly.close()
 
 
-def _claim(folder: RunFolder, world: World) -> int:
-    """A new attempt number for this group of workers, the same on all ranks."""
+def _agree_attempt(order: WorkerOrder, folder: RunFolder, world: World, restarted: bool) -> int:
+    """This group's attempt number, the same on all ranks; a restarted group has a new one."""
+    number = order.attempt
     if world.is_first:
         folder.check_owner()
-    number = torch.tensor([folder.claim() if world.is_first else 0], device=ray.train.torch.get_device())
+        number = folder.claim() if restarted else number
+    agreed = torch.tensor([number], device=ray.train.torch.get_device())
     if world.size > 1:
-        dist.broadcast(number, src=0)
-    return int(number)
+        dist.broadcast(agreed, src=0)
+    return int(agreed)
 
 
 def _resume(assembly: Assembly, world: World) -> TrainState:
@@ -198,10 +196,10 @@ def _summary(outcome: Outcome, attempt: int, splits: list[str]) -> dict[str, Any
 class _RayReporter:
     """The loop's wishes as Ray calls; progress goes to the monitor without waiting for it."""
 
-    def __init__(self, order: WorkerOrder, assembly: Assembly, folder: RunFolder, attempt: int) -> None:
+    def __init__(self, order: WorkerOrder, assembly: Assembly, folder: RunFolder) -> None:
         self.monitor, self.assembly, self.folder = order.monitor, assembly, folder
         self._stop = False
-        self._pushed: Any = order.monitor.push.remote(phase="training", attempt=attempt)
+        self._pushed: Any = order.monitor.push.remote(phase="training")
 
     def progress(self, progress: Progress) -> None:
         self._pushed = self.monitor.push.remote(phase="training", progress=progress)
@@ -233,7 +231,7 @@ class _RayReporter:
 
     def publish_history(self, history: list[dict[str, Any]]) -> None:
         self._published(publish_history(self.folder, history))
-        self.monitor.push.remote(epoch_row=history[-1])
+        self.monitor.end_epoch.remote(history[-1])
 
     def _published(self, keys: list[str]) -> None:
         self.monitor.publish.remote(keys)

@@ -117,6 +117,8 @@ def _write_manifest(
             "source": f"{number}.jpeg",
             "label": labels[number],
             "patient": f"p{number}",
+            "group": None,
+            "group": f"p{number}",
             "given_split": splits[number],
             "patient_split": splits[number],
             "shard": number // rows_per_shard,

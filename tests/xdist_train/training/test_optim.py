@@ -1,0 +1,151 @@
+"""The optimiser's groups and the learning rate's course."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from cluster.errors import InputError
+from xdist_train.config import OptimConfig, ScheduleConfig
+from xdist_train.training.optim import build_optimizer, build_schedule, set_learning_rate
+
+
+def _model() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def test_norm_and_biases_do_not_decay() -> None:
+    """Weight decay acts on weight matrices alone, unless asked."""
+    groups = build_optimizer(_model(), OptimConfig(weight_decay=0.1)).param_groups
+    assert [(0.1, [2, 2]), (0.0, [1, 1, 1, 1])] == [
+        (group["weight_decay"], [parameter.ndim for parameter in group["params"]]) for group in groups
+    ]
+    every = build_optimizer(_model(), OptimConfig(weight_decay=0.1, decay_norm_and_bias=True)).param_groups
+    assert [(0.1, 6)] == [(group["weight_decay"], len(group["params"])) for group in every]
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    """Only what takes a gradient is in the optimiser."""
+    model = _model()
+    model[0].requires_grad_(False)
+    optimizer = build_optimizer(model, OptimConfig())
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert {id(parameter) for parameter in [*model[1].parameters(), *model[2].parameters()]} == held
+
+
+@pytest.mark.parametrize(
+    ("config", "reference"),
+    [
+        (
+            OptimConfig(name="sgd", lr=0.1, momentum=0.8, nesterov=True),
+            lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8, nesterov=True),
+        ),
+        (
+            OptimConfig(name="adam", lr=0.01, betas=(0.8, 0.99)),
+            lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.99)),
+        ),
+        (
+            OptimConfig(name="adamw", lr=0.01, weight_decay=0.1, decay_norm_and_bias=True),
+            lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+        ),
+    ],
+)
+def test_updates_are_torchs(config: OptimConfig, reference: object) -> None:
+    """Three steps give the weights that torch's optimiser of these settings gives."""
+    torch.manual_seed(0)
+    ours, theirs = _model().double(), _model().double()
+    theirs.load_state_dict(ours.state_dict())
+    optimizers = (build_optimizer(ours, config), reference(theirs.parameters()))  # type: ignore[operator]
+    inputs = torch.randn(5, 3, dtype=torch.float64)
+    for _ in range(3):
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(inputs).square().sum().backward()
+            optimizer.step()
+    for expected, actual in zip(theirs.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_one_rate_for_all_groups() -> None:
+    """Setting the rate reaches every group."""
+    optimizer = build_optimizer(_model(), OptimConfig(weight_decay=0.1))
+    set_learning_rate(optimizer, 0.5)
+    assert [0.5, 0.5] == [group["lr"] for group in optimizer.param_groups]
+
+
+def test_constant_is_one() -> None:
+    """Without a warm-up the factor never moves."""
+    schedule = build_schedule(ScheduleConfig(name="constant"), 3, 2)
+    assert [1.0] * 6 == [schedule.factor(step) for step in range(6)]
+
+
+def test_step_drops_every_so_many_epochs() -> None:
+    """Two epochs of three steps, then a tenth."""
+    schedule = build_schedule(ScheduleConfig(name="step", step_epochs=2, gamma=0.1), 3, 6)
+    expected = [1.0] * 6 + [0.1] * 6 + [0.01] * 6
+    assert pytest.approx(expected) == [schedule.factor(step) for step in range(18)]
+
+
+def test_warmup_rises_linearly_and_ends_at_one() -> None:
+    """Half an epoch of eight steps: quarters, then the rule."""
+    schedule = build_schedule(ScheduleConfig(name="constant", warmup_epochs=0.5), 8, 2)
+    assert [0.25, 0.5, 0.75, 1.0, 1.0] == [schedule.factor(step) for step in range(5)]
+
+
+def test_cosine_starts_after_the_warmup_and_ends_at_its_least() -> None:
+    """1 at the first step after the warm-up, halfway in the middle, the least factor at the end."""
+    config = ScheduleConfig(name="cosine", warmup_epochs=1, min_factor=0.2)
+    schedule = build_schedule(config, 10, 5)
+    actual = [schedule.factor(step) for step in (9, 10, 30, 50, 99)]
+    assert pytest.approx([1.0, 1.0, 0.6, 0.2, 0.2]) == actual
+
+
+@given(
+    name=st.sampled_from(["constant", "step", "cosine", "plateau"]),
+    warmup=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
+    least=st.sampled_from([0.0, 0.1]),
+    steps=st.integers(1, 30),
+)
+def test_factors_lie_between_zero_and_one(name: str, warmup: float, least: float, steps: int) -> None:
+    """No step has no rate, and none more than the base rate."""
+    config = ScheduleConfig(name=name, warmup_epochs=warmup, min_factor=least)  # type: ignore[arg-type]
+    schedule = build_schedule(config, steps, 4)
+    assert all(0 < schedule.factor(step) <= 1 for step in range(4 * steps))
+
+
+def test_plateau_drops_after_patience_epochs_without_improvement() -> None:
+    """The tutorial's rule: 3 epochs no better, then a fifth; not below the least factor."""
+    schedule = build_schedule(ScheduleConfig(name="plateau", gamma=0.2, patience=3, min_factor=0.1), 1, 99)
+    factors = []
+    for loss in [1.0, 0.5, 0.6, math.nan, 0.5, 0.4, 0.9, 0.9, 0.9]:
+        schedule.end_epoch(loss)
+        factors.append(schedule.factor(0))
+    assert pytest.approx([1, 1, 1, 1, 0.2, 0.2, 0.2, 0.2, 0.1]) == factors
+
+
+def test_plateau_goes_on_from_its_state() -> None:
+    """A schedule restored from JSON continues as if never interrupted."""
+    losses = [1.0, 0.9, 0.95, 0.95, 0.8, 0.9, 0.9, 0.9]
+    config = ScheduleConfig(name="plateau", patience=2)
+    whole = build_schedule(config, 1, 9)
+    first, second = build_schedule(config, 1, 9), build_schedule(config, 1, 9)
+    for loss in losses:
+        whole.end_epoch(loss)
+    for loss in losses[:3]:
+        first.end_epoch(loss)
+    second.load(json.loads(json.dumps(first.state())))
+    for loss in losses[3:]:
+        second.end_epoch(loss)
+    assert whole.state() == second.state()
+
+
+def test_a_warmup_as_long_as_the_run_is_refused() -> None:
+    """Nothing would be left for the rule."""
+    with pytest.raises(InputError, match=r"schedule\.warmup_epochs=3 .*train\.epochs=3"):
+        build_schedule(ScheduleConfig(warmup_epochs=3), 10, 3)
