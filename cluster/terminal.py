@@ -6,7 +6,7 @@ import unicodedata
 
 __all__ = ["printable"]
 
-_HIDDEN = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}  # control, format (bidi marks), private, surrogates, separators
+_HIDDEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}  # control, format (bidi marks), unassigned, private, surrogates, separators
 
 
 def printable(text: str) -> str:

@@ -108,6 +108,8 @@ def split_of(manifest: pa.Table, scheme: str, fractions: Sequence[float], seed: 
 
 def _deal(counts: Counts, fractions: Sequence[float], seed: int) -> Parts:
     """Part of each group: int8 [groups], from images by group and class [groups, classes]."""
+    # All images together count as one more class, or each small class would round its parts the same way.
+    counts = np.concatenate([counts, counts.sum(axis=1, keepdims=True)], axis=1)
     totals = counts.sum(axis=0)
     targets = [[fraction * int(total) for total in totals] for fraction in fractions]
     missing = [list(target) for target in targets]
@@ -127,7 +129,7 @@ def _deal(counts: Counts, fractions: Sequence[float], seed: int) -> Parts:
 
 def _largest_first(counts: Counts, seed: int) -> list[int]:
     shuffled = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _DEAL]))).permutation(len(counts))
-    order: list[int] = shuffled[np.argsort(-counts.sum(axis=1)[shuffled], kind="stable")].tolist()
+    order: list[int] = shuffled[np.argsort(-counts[shuffled].sum(axis=1), kind="stable")].tolist()
     return order
 
 

@@ -1,4 +1,4 @@
-"""Augmentation as arithmetic: the numbers by which each draw of an epoch is cropped, turned, flipped and toned.
+"""Augmentation as arithmetic: the numbers by which each draw of an epoch is cropped, turned and toned.
 
 Pure. A draw's numbers follow from (seed, epoch, position) alone: one Philox stream an epoch, advanced to
 the position, a fixed count of uniforms a position, each slot owned for ever by one step. So they do not
@@ -77,7 +77,7 @@ class Augmentation(NamedTuple):
 
     def part(self, start: int, stop: int) -> Augmentation:
         """The numbers of draws start..stop, as views."""
-        return Augmentation(*(values[start:stop] for values in self))
+        return Augmentation._make(values[start:stop] for values in self)
 
 
 class _Box(NamedTuple):
@@ -105,7 +105,14 @@ def plain_view(view: View, widths: Integers, heights: Integers) -> Augmentation:
 
 
 def draw_augmentation(
-    config: AugmentConfig, view: View, widths: Integers, heights: Integers, *, seed: int, epoch: int, start: int
+    config: AugmentConfig,
+    view: View,
+    widths: Integers,
+    heights: Integers,
+    *,
+    seed: int,
+    epoch: int,
+    start: int,
 ) -> Augmentation:
     """The augmentation of the draws at positions start, start + 1, ... of an epoch.
 
@@ -139,18 +146,19 @@ def _uniforms(seed: int, epoch: int, start: int, count: int) -> Floats:
     Built from the generator's raw words, which NumPy promises never to change.
     """
     words = np.random.Philox(key=_key(seed, epoch), counter=start * _BLOCKS).random_raw(count * _SLOTS)
-    return (words >> np.uint64(11)).reshape(count, _SLOTS).T * 2.0**-53
+    uniforms: Floats = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return uniforms.reshape(count, _SLOTS).T
 
 
 @lru_cache(maxsize=8)
 def _key(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
-    return np.random.SeedSequence([seed, epoch, _PURPOSE]).generate_state(2, np.uint64)
+    return np.random.SeedSequence([seed, epoch, _PURPOSE]).generate_state(2, np.uint64).astype(np.uint64)
 
 
 def _fitted_box(view: View, widths: Integers, heights: Integers) -> _Box:
     if view.fit == "stretch":
-        return _Box(widths / 2, heights / 2, widths * 1.0, heights * 1.0)
-    sides = np.minimum(widths, heights) * 1.0
+        return _Box(widths / 2, heights / 2, widths.astype(np.float64), heights.astype(np.float64))
+    sides = np.minimum(widths, heights).astype(np.float64)
     return _Box(widths / 2, heights / 2, sides, sides)
 
 

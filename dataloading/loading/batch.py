@@ -39,7 +39,8 @@ class Batch:
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on a device."""
         moved = {
-            name: getattr(self, name).to(device, non_blocking=non_blocking) for name in ("images", "labels", "rows")
+            name: getattr(self, name).to(device, non_blocking=non_blocking)
+            for name in ("images", "labels", "rows")
         }
         return dataclasses.replace(self, **moved)
 
@@ -67,7 +68,8 @@ def normalise(
         dtype [n, channels, S, S].
     """
     assert images.shape[1] in (1, channels), f"{images.shape[1]} channels cannot become {channels}"
-    assert len(mean) == len(std) and len(mean) in (1, channels), f"{len(mean)} means for {channels} channels"
+    assert len(mean) == len(std), f"{len(mean)} means, {len(std)} standard deviations"
+    assert len(mean) in (1, channels), f"{len(mean)} means for {channels} channels"
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     result = images.to(wide)
     if len(mean) == 1:

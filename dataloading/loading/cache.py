@@ -42,7 +42,9 @@ __all__ = ["RECORD", "Split", "cache_root", "open_split"]
 
 Indices = npt.NDArray[np.int64]
 
-RECORD = np.dtype([("id", "<i8"), ("label", "<i2"), ("shard", "<i4"), ("row", "<i4"), ("width", "<i4"), ("height", "<i4")])
+RECORD = np.dtype(
+    [("id", "<i8"), ("label", "<i2"), ("shard", "<i4"), ("row", "<i4"), ("width", "<i4"), ("height", "<i4")]
+)
 """One image in the index of a split; `row` is within the shard, sizes are pixels after EXIF orientation."""
 
 _FIELDS = RECORD.names or ()
@@ -87,7 +89,13 @@ class Split:
     """
 
     def __init__(
-        self, dataset: Dataset, scheme: str, name: str, cache_dir: Path, index_path: Path, shard_paths: Sequence[Path]
+        self,
+        dataset: Dataset,
+        scheme: str,
+        name: str,
+        cache_dir: Path,
+        index_path: Path,
+        shard_paths: Sequence[Path],
     ) -> None:
         self.dataset = dataset
         self.scheme = scheme
@@ -162,7 +170,7 @@ class _MappedShard:
 
 
 def _read_batches(path: Path) -> list[pa.RecordBatch]:
-    """The record batches of a shard as views of the mapped file, which stays mapped behind the closed file."""
+    """The record batches of a shard as views of the file, which stays mapped when closed."""
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
         return [reader.get_batch(number) for number in range(reader.num_record_batches)]
@@ -182,11 +190,13 @@ def _locate(dataset: Dataset, number: int) -> Path:
     return path
 
 
-_REPACK = "Copy the dataset again from where it was packed, or pack the source images again (`xdist-train pack`)."
+_REPACK = (
+    "Copy the dataset again from where it was packed, or pack the source images again (`xdist-train pack`)."
+)
 
 
 def _verify_new(folder: Path, paths: Sequence[Path], shards: Sequence[Shard]) -> None:
-    """Check, in parallel, the shard files that were not yet checked as they are now, by size and time of change."""
+    """Check, in parallel, the shard files that are new or changed in size or time since they were checked."""
     stamps_path = folder / "verified.json"
     known = _read_stamps(stamps_path)
     wanted = {str(path): _stamp(path, shard) for path, shard in zip(paths, shards, strict=True)}
@@ -222,7 +232,8 @@ def _verify(path: Path, shard: Shard) -> None:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != shard.sha256:
         raise InputError(
-            f"{path} is damaged: its sha256 is {digest[:12]}..., but dataset.json says {shard.sha256[:12]}.... {_REPACK}"
+            f"{path} is damaged: its sha256 is {digest[:12]}..., "
+            f"but dataset.json says {shard.sha256[:12]}.... {_REPACK}"
         )
     try:
         batches = _read_batches(path)
@@ -256,7 +267,9 @@ def _build_index(dataset: Dataset, scheme: str, name: str) -> npt.NDArray[Any]:
 def _verify_manifest(dataset: Dataset) -> None:
     digest = hashlib.sha256(dataset.store.read(MANIFEST_KEY)).hexdigest()
     if digest != dataset.info.manifest_sha256:
-        raise InputError(f"{dataset.store.path(MANIFEST_KEY)} is not the manifest that dataset.json describes. {_REPACK}")
+        raise InputError(
+            f"{dataset.store.path(MANIFEST_KEY)} is not the manifest that dataset.json describes. {_REPACK}"
+        )
 
 
 def _write_index(path: Path, records: npt.NDArray[Any]) -> None:
@@ -278,7 +291,9 @@ def _temporary_in(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
     except OSError as error:
-        raise StoreError(f"{folder}: cannot write ({error.strerror}). Free space, or set loader.cache_dir.") from error
+        raise StoreError(
+            f"{folder}: cannot write ({error.strerror}). Free space, or set loader.cache_dir."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -286,13 +301,17 @@ def _temporary_in(folder: Path) -> Iterator[Path]:
 def _open_folder(cache_dir: Path, fingerprint: str) -> Path:
     """The dataset's folder in the cache, ours alone."""
     if not re.fullmatch(r"[0-9A-Za-z_-]{8,128}", fingerprint):
-        raise InputError(f"dataset.json: fingerprint {fingerprint!r} is not one that `xdist-train pack` writes. {_REPACK}")
+        raise InputError(
+            f"dataset.json: fingerprint {fingerprint!r} is not one that `xdist-train pack` writes. {_REPACK}"
+        )
     folder = cache_dir / fingerprint
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
     except OSError as error:
-        raise StoreError(f"loader.cache_dir: {folder} cannot be used ({error.strerror}). Give a folder of your own.") from error
+        raise StoreError(
+            f"loader.cache_dir: {folder} cannot be used ({error.strerror}). Give a folder of your own."
+        ) from error
     return folder
 
 

@@ -4,6 +4,8 @@ The one file that imports DALI. Python hands over encoded bytes and the numbers 
 arrays; everything a sample needs happens in the graph. Work is submitted batch by batch, so nothing is
 read ahead of what was asked for, and the last batch may be short.
 """
+# DALI's type stubs lack what it defines at run time (types.GRAY, pipeline_def, scheduling).
+# mypy: disable-error-code="attr-defined,no-untyped-call,assignment"
 
 from __future__ import annotations
 
@@ -112,7 +114,7 @@ class _GraphRun:
             self._pipeline.schedule_run()
 
     def take(self) -> torch.Tensor:
-        """The oldest batch, without a copy: uint8 [n, S, S, C]. The graph does not reuse memory that is held."""
+        """The oldest batch, without a copy: uint8 [n, S, S, C]. Memory that is held is not used again."""
         with self._on_device():
             (batch,) = self._pipeline.share_outputs()
             images: torch.Tensor = torch.from_dlpack(batch.as_tensor())
@@ -197,7 +199,10 @@ def _graph(image_size: int, channels: int, on_gpu: bool) -> Any:
 def _inputs(encoded: Sequence[Encoded], augmentation: Augmentation) -> dict[str, Any]:
     """What the graph's sources are fed, by their names: one array a batch but for the bytes."""
     reductions = np.array(
-        [r if r > 1 and is_jpeg(data) else 1 for data, r in zip(encoded, augmentation.reductions, strict=True)]
+        [
+            r if r > 1 and is_jpeg(data) else 1
+            for data, r in zip(encoded, augmentation.reductions, strict=True)
+        ]
     )
     sizes = np.stack([augmentation.heights, augmentation.widths], axis=1)
     reduced_sizes = -(-sizes // reductions[:, None])

@@ -57,7 +57,9 @@ def choose_backend(backend: str, device: torch.device) -> str:
     Raises:
         InputError: DALI is asked for by name and is not installed.
     """
-    has_dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+    has_dali = (
+        importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+    )
     if backend == "dali" and not has_dali:
         raise InputError(
             "loader.backend is 'dali', but NVIDIA DALI is not installed here. Install the extra `dali` "
@@ -66,7 +68,9 @@ def choose_backend(backend: str, device: torch.device) -> str:
     if backend != "auto":
         return backend
     if device.type == "cuda" and not has_dali:
-        logger.warning("NVIDIA DALI is not installed (extra `dali`): pictures are decoded on the CPU by OpenCV.")
+        logger.warning(
+            "NVIDIA DALI is not installed (extra `dali`): pictures are decoded on the CPU by OpenCV."
+        )
     return "dali" if device.type == "cuda" and has_dali else "opencv"
 
 
@@ -205,6 +209,7 @@ def _describe(error: UndecodableError, split: Split, flight: _Flight) -> str:
     ids = ", ".join(str(number) for number in suspects["id"].tolist())
     shards = ", ".join(shard_key(number) for number in np.unique(suspects["shard"]).tolist())
     return (
-        f"{split.dataset.store.uri}: image id {ids} ({split.name}, {shards}) cannot be decoded: {error.reason}. "
+        f"{split.dataset.store.uri}: image id {ids} ({split.name}, {shards}) cannot be decoded: "
+        f"{error.reason}. "
         "The manifest gives the file that it came from; remove or repair it and pack the images again."
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -99,7 +100,9 @@ class OpenCVPending:
 
 def _execute(encoded: Sequence[Encoded], augmentation: Augmentation, pixels: Encoded, first: int) -> None:
     """Fill `pixels`, uint8 [n, S, S, C]; `first` is the chunk's position in its batch."""
-    reductions = [int(r) if is_jpeg(data) else 1 for data, r in zip(encoded, augmentation.reductions, strict=True)]
+    reductions = [
+        int(r) if is_jpeg(data) else 1 for data, r in zip(encoded, augmentation.reductions, strict=True)
+    ]
     matrices = _index_matrices(augmentation.matrices, np.array(reductions))
     tables = _tables(augmentation)
     for number, data in enumerate(encoded):
@@ -112,15 +115,18 @@ def _execute(encoded: Sequence[Encoded], augmentation: Augmentation, pixels: Enc
 
 def _decode(data: Encoded, channels: int, reduction: int, position: int) -> Encoded:
     try:
-        picture = cv2.imdecode(data, _DECODE[channels, reduction])
+        picture: Any = cv2.imdecode(data, _DECODE[channels, reduction])
     except cv2.error as error:
         raise UndecodableError(position, str(error).strip().splitlines()[-1]) from None
     if picture is None:
         raise UndecodableError(position, "OpenCV cannot decode it")
-    return picture
+    decoded: Encoded = picture
+    return decoded
 
 
-def _check_size(picture: Encoded, augmentation: Augmentation, number: int, reduction: int, first: int) -> None:
+def _check_size(
+    picture: Encoded, augmentation: Augmentation, number: int, reduction: int, first: int
+) -> None:
     width, height = int(augmentation.widths[number]), int(augmentation.heights[number])
     if picture.shape[:2] != (-(-height // reduction), -(-width // reduction)):
         found = f"{picture.shape[1]} x {picture.shape[0]} pixels at scale 1/{reduction}"
@@ -134,7 +140,9 @@ def _warp(picture: Encoded, matrix: npt.NDArray[np.float64], pixels: Encoded) ->
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
 
 
-def _index_matrices(matrices: npt.NDArray[np.float64], reductions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _index_matrices(
+    matrices: npt.NDArray[np.float64], reductions: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
     """For OpenCV, which counts pixel centres from 0: T(-0.5) M T(+0.5), at the decoded scale."""
     scaled = scaled_matrices(matrices, reductions)
     scaled[:, :, 2] += 0.5 * (scaled[:, :, 0] + scaled[:, :, 1]) - 0.5
@@ -147,4 +155,5 @@ def _tables(augmentation: Augmentation) -> Encoded | None:
     if (gains == 1).all() and (shifts == 0).all():
         return None
     levels = gains[:, None] * _LEVELS + np.float32(255) * shifts[:, None]
-    return np.rint(levels.clip(0, 255)).astype(np.uint8)
+    tables: Encoded = np.rint(levels.clip(0, 255)).astype(np.uint8)
+    return tables

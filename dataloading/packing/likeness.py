@@ -69,7 +69,7 @@ def perceptual_hash(thumbnail: Picture) -> int:
 def find_near_duplicates(
     hashes: Words,
     mirrored_hashes: Words,
-    thumbnails: Picture,
+    thumbnails_of: Callable[[Indices], Picture],
     progress: Callable[[int, int], None] | None = None,
 ) -> NearDuplicates:
     """Pairs of pictures that show the same, mirrored ones too.
@@ -77,14 +77,14 @@ def find_near_duplicates(
     Args:
         hashes: of the pictures, uint64 [n].
         mirrored_hashes: of their mirror images, uint64 [n].
-        thumbnails: uint8 [n, 64, 64]; may be a memory map.
+        thumbnails_of: small copies, uint8 [k, 64, 64], of the pictures at k places.
         progress: called with (bands searched, bands in all).
     """
     search = _Search(hashes, mirrored_hashes)
     pairs, flags = [np.empty((0, 2), np.int64)], [np.empty(0, np.bool_)]
     for band in range(len(_BANDS)):
         for first, second, mirrored in search.nominate(band):
-            same = _look(thumbnails, first, second, mirrored)
+            same = _look(thumbnails_of, first, second, mirrored)
             pairs.append(np.stack([first[same], second[same]], axis=1))
             flags.append(mirrored[same])
         if progress:
@@ -133,14 +133,16 @@ class _Search:
             yield low[kept], second[kept], mirrored[kept]
 
 
-def _look(thumbnails: Picture, first: Indices, second: Indices, mirrored: Flags) -> Flags:
+def _look(
+    thumbnails_of: Callable[[Indices], Picture], first: Indices, second: Indices, mirrored: Flags
+) -> Flags:
     """Whether the small copies correlate: bool [n]."""
     same = np.zeros(len(first), np.bool_)
     for start in range(0, len(first), _PAIRS_A_LOOK):
         part = slice(start, start + _PAIRS_A_LOOK)
-        others = thumbnails[second[part]]
+        others = thumbnails_of(second[part])
         others = np.where(mirrored[part, None, None], others[:, :, ::-1], others)
-        same[part] = _correlation(thumbnails[first[part]], others) > MIN_CORRELATION
+        same[part] = _correlation(thumbnails_of(first[part]), others) > MIN_CORRELATION
     return same
 
 

@@ -1,52 +1,46 @@
 """The phantom: a synthetic OCT set in OCT2017's folder tree and file naming, with lesion masks.
 
-Owns its options, the deal of images to patients, classes and splits, and the writing of the tree by all cores.
-What a retina, a lesion and a scanner look like stands in the `phantom_*` files beside it. It knows nothing of
+Owns its options, the deal of images to patients, classes and splits, and the writing of the tree. What a
+retina, a lesion and a scanner look like stands in the `phantom_*` files beside it. It knows nothing of
 packing, shards, or models.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import secrets
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator, Philox, SeedSequence
 from numpy.typing import NDArray
 
-from cluster.errors import InputError, RunFailedError, StoreError
+from cluster.errors import InputError, StoreError
+from dataloading.packing.phantom_workers import map_unordered
+
+__all__ = ["CLASSES", "LESION_CLASSES", "PhantomConfig", "PhantomSummary", "run_phantom"]
 
 Pixels = NDArray[np.uint8]
 
-__all__ = ["CLASSES", "SPLITS", "PhantomConfig", "PhantomSummary", "run_phantom"]
-
 CLASSES = ("CNV", "DME", "DRUSEN", "NORMAL")
 LESION_CLASSES = CLASSES[:3]
-SPLITS = ("train", "val", "test")
 MASKS = "masks"
 MAX_IMAGES = 1_000_000
 
-# Share of each picture size, the same for every class: OCT2017 has heights of 496 and, 19 %, 512 px, and widths of
-# 384 to 1,536 px with median 512 and upper quartile 768. There height alone betrays the class; here it must not.
+# Share of each picture size, the same for every class: OCT2017 has heights of 496 and, 19 %, 512 px, widths
+# of 384 to 1,536 px, median 512, upper quartile 768. There height alone betrays the class; here it must not.
 HEIGHTS_PX = {496: 0.81, 512: 0.19}
 WIDTHS_PX = {384: 0.03, 512: 0.60, 768: 0.31, 1024: 0.03, 1536: 0.03}
 
 JPEG_QUALITY = 75  # OCT2017's own quantisation tables
 PATIENT_IDS = (10_000, 9_999_999)  # five to seven digits, as in OCT2017
-TASKS_AHEAD = 8  # patients queued for each worker, so that a million of them are not all held at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +64,21 @@ class PhantomConfig:
 
     def __post_init__(self) -> None:
         _require(12 <= self.num_images <= MAX_IMAGES, "num_images", f"12 to {MAX_IMAGES:,}", self.num_images)
-        _require(1 <= self.images_per_patient <= 1000, "images_per_patient", "1 to 1000", self.images_per_patient)
+        _require(
+            1 <= self.images_per_patient <= 1000, "images_per_patient", "1 to 1000", self.images_per_patient
+        )
         _require(0 <= self.val_fraction < 1, "val_fraction", "at least 0 and less than 1", self.val_fraction)
-        _require(0 <= self.test_fraction < 1, "test_fraction", "at least 0 and less than 1", self.test_fraction)
+        _require(
+            0 <= self.test_fraction < 1, "test_fraction", "at least 0 and less than 1", self.test_fraction
+        )
         _require(0 <= self.seed < 2**63, "seed", "0 to 2**63 - 1", self.seed)
         _require(0.25 <= self.difficulty <= 4, "difficulty", "0.25 to 4", self.difficulty)
         _require(0.2 <= self.size_scale <= 2, "size_scale", "0.2 to 2", self.size_scale)
         train_images = self.images_by_split()["train"]
         if train_images < len(CLASSES):
             raise ValueError(
-                f"phantom.test_fraction and phantom.val_fraction leave {train_images} images for train, fewer than "
-                f"one of each class; lower them or raise phantom.num_images"
+                f"phantom.test_fraction and phantom.val_fraction leave {train_images} images for train, "
+                f"fewer than one of each class; lower them or raise phantom.num_images"
             )
 
     def images_by_split(self) -> dict[str, int]:
@@ -98,7 +96,7 @@ class PhantomSummary:
 
     images: dict[str, dict[str, int]]
     """Images by split and class."""
-    num_patients: int
+    patients: int
     seconds: float
 
 
@@ -121,7 +119,7 @@ def run_phantom(
 ) -> PhantomSummary:
     """Write the synthetic set to `out` and say what it holds.
 
-    The tree is `out/{train,val,test}/CLASS/CLASS-PATIENT-N.jpeg` with a mask for each image that has a lesion in
+    The tree is `out/{train,val,test}/CLASS/CLASS-PATIENT-N.jpeg`, and for each image that has a lesion a mask
     `out/masks/SPLIT/CLASS/CLASS-PATIENT-N.png`. It is written beside `out` under a hidden name and renamed at
     the end, so an interrupted call leaves no `out`.
 
@@ -146,10 +144,12 @@ def run_phantom(
                 if progress:
                     progress(written, config.num_images)
     except OSError as error:
-        raise StoreError(f"The phantom could not be written to {out}: {error}. Nothing was left there.") from error
+        raise StoreError(
+            f"The phantom could not be written to {out}: {error}. Nothing was left there."
+        ) from error
     return PhantomSummary(
         images=_count_images(tasks),
-        num_patients=len(tasks),
+        patients=len(tasks),
         seconds=time.monotonic() - started_s,
     )
 
@@ -203,50 +203,13 @@ def write_patient(folder: Path, config: PhantomConfig, task: PatientTask) -> int
     return task.num_images
 
 
-def _write_patients(folder: Path, config: PhantomConfig, tasks: list[PatientTask], workers: int) -> Iterator[int]:
+def _write_patients(
+    folder: Path, config: PhantomConfig, tasks: list[PatientTask], workers: int
+) -> Iterator[int]:
     """Write all patients; yields the images written so far after each."""
     write = partial(write_patient, folder, config)
-    counts = map(write, tasks) if workers == 1 else _map_unordered(write, tasks, min(workers, len(tasks)))
+    counts = map(write, tasks) if workers == 1 else map_unordered(write, tasks, min(workers, len(tasks)))
     return accumulate(counts)
-
-
-def _map_unordered(
-    function: Callable[[PatientTask], int], tasks: list[PatientTask], workers: int
-) -> Iterator[int]:
-    """Results by a pool of processes as they come. Spawned, because forking a process with threads can hang it."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
-    queue = iter(tasks)
-    try:
-        running = {pool.submit(function, task) for task in islice(queue, workers * TASKS_AHEAD)}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(function, task) for task in islice(queue, len(done))}
-            yield from (future.result() for future in done)
-    except BrokenProcessPool as error:
-        raise RunFailedError(
-            "worker_killed",
-            "A process that draws the phantom was killed, most likely because memory ran out; nothing was left. "
-            "Run it again with fewer workers.",
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _prepare_worker() -> None:
-    """The parent alone answers Ctrl-C, and no worker outlives it."""
-    import cv2
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    cv2.setNumThreads(1)  # one process a core already
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "only a spawned worker has a parent to follow"
-    parent.join()
-    os._exit(1)
 
 
 @contextmanager

@@ -13,7 +13,17 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-__all__ = ["LAYERS", "Ellipse", "Eye", "Layer", "Retina", "build_eye", "build_retina", "layer_index", "smooth_curve"]
+__all__ = [
+    "LAYERS",
+    "Ellipse",
+    "Eye",
+    "Layer",
+    "Retina",
+    "build_eye",
+    "build_retina",
+    "layer_index",
+    "smooth_curve",
+]
 
 Curve = NDArray[np.float32]
 
@@ -130,12 +140,14 @@ def build_eye(rng: Generator) -> Eye:
 
 
 def build_retina(rng: Generator, eye: Eye, width_px: int, height_px: int, size_scale: float) -> Retina:
-    """Lay a patient's healthy retina into one scan of `width_px` x `height_px` at pixel density `size_scale`."""
+    """Lay a patient's healthy retina into one scan; `size_scale` is pixels over the device's own."""
     x_um = scan_positions_um(width_px, size_scale)
     height_um = height_px * AXIAL_UM_PER_PX / size_scale
     thickness_um = _thickness_um(rng, eye, x_um)
     shape_um = _bruch_shape_um(rng, eye, x_um)
-    gray = np.array([[layer.gray] for layer in LAYERS], np.float32) * rng.uniform(0.88, 1.12, (len(LAYERS), 1))
+    gray = np.array([[layer.gray] for layer in LAYERS], np.float32) * rng.uniform(
+        0.88, 1.12, (len(LAYERS), 1)
+    )
     return Retina(
         x_um=x_um,
         bruch_um=shape_um + _vertical_offset_um(rng, shape_um, height_um),
@@ -148,7 +160,9 @@ def build_retina(rng: Generator, eye: Eye, width_px: int, height_px: int, size_s
 def scan_positions_um(width_px: int, size_scale: float) -> Curve:
     """Where the A-scans lie, zero in the middle; wide pictures sample finer, as the device does."""
     fine = 2 if width_px >= HIGH_RESOLUTION_WIDTH_PX * size_scale else 1
-    return (np.arange(width_px, dtype=np.float32) - width_px / 2) * np.float32(LATERAL_UM_PER_PX / fine / size_scale)
+    return (np.arange(width_px, dtype=np.float32) - width_px / 2) * np.float32(
+        LATERAL_UM_PER_PX / fine / size_scale
+    )
 
 
 def _bruch_shape_um(rng: Generator, eye: Eye, x_um: Curve) -> Curve:
@@ -158,7 +172,7 @@ def _bruch_shape_um(rng: Generator, eye: Eye, x_um: Curve) -> Curve:
 
 
 def _vertical_offset_um(rng: Generator, shape_um: Curve, height_um: float) -> float:
-    """Room above for the thickest retina and below for some choroid, equal for all diseases so it tells none."""
+    """Room above for the thickest retina and below for some choroid; the same in health and disease."""
     highest = 0.36 * height_um - float(shape_um.min())
     lowest = 0.86 * height_um - float(shape_um.max())
     return rng.uniform(highest, lowest) if highest < lowest else (highest + lowest) / 2
@@ -168,18 +182,21 @@ def _thickness_um(rng: Generator, eye: Eye, x_um: Curve) -> Curve:
     base = np.array([layer.thickness_um for layer in LAYERS], np.float32) * eye.layer_scale
     swell = np.ones((len(LAYERS), len(x_um)), np.float32)
     swell += 0.08 * np.stack([smooth_curve(rng, x_um, wavelength_um=2500) for _ in LAYERS])
-    swell[:6] *= 1 + rng.uniform(0, 0.35) * _bump(x_um, rng.uniform(x_um[0], x_um[-1]), rng.uniform(500, 1500))
+    swell[:6] *= 1 + rng.uniform(0, 0.35) * _bump(
+        x_um, rng.uniform(x_um[0], x_um[-1]), rng.uniform(500, 1500)
+    )
     nerve_slope = rng.choice([-1, 1]) * rng.uniform(0.1, 0.35)  # the nerve fibres thicken towards the disc
     swell[0] *= np.clip(1 + nerve_slope * x_um / 1500, 0.3, 3)
     return base[:, None] * swell * _pit(rng, eye, x_um)
 
 
 def _pit(rng: Generator, eye: Eye, x_um: Curve) -> Curve:
-    """Factor (layers, width): the foveal pit, anywhere in the scan, or none where the scan misses the fovea."""
+    """Factor (layers, width): the foveal pit, anywhere, or none where the scan misses the fovea."""
     depth = eye.pit_depth * rng.uniform(0.85, 1) * (rng.random() < 0.7)
     centre_um = rng.uniform(0.6 * x_um[0], 0.6 * x_um[-1])
     return 1 + depth * (PIT_REMAINS[:, None] - 1) * _bump(x_um, centre_um, eye.pit_width_um)
 
 
 def _bump(x_um: Curve, centre_um: float, sigma_um: float) -> Curve:
-    return np.exp(-0.5 * ((x_um - centre_um) / sigma_um) ** 2).astype(np.float32)
+    bump: Curve = np.exp(-0.5 * ((x_um - centre_um) / sigma_um) ** 2).astype(np.float32)
+    return bump

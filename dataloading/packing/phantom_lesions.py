@@ -82,7 +82,7 @@ LESIONS: dict[str, Lesion] = {
 
 
 def _let_inner_retina_yield(retina: Retina, push_um: Curve) -> None:
-    """Stretch and squeeze the layers above the photoreceptors so that the surface shows a push only smoothly."""
+    """Stretch and squeeze the layers above the photoreceptors: the surface shows a push only smoothly."""
     sigma_columns = YIELD_SIGMA_UM * len(push_um) / retina.width_um
     smooth_um = cv2.GaussianBlur(push_um[None], (0, 0), sigma_columns, borderType=cv2.BORDER_REPLICATE)[0]
     inner = retina.thickness_um[: OUTER_NUCLEAR + 1]

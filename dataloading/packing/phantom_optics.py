@@ -22,7 +22,6 @@ Bytes = NDArray[np.uint8]
 
 CYST_GRAY = 0.11
 CHOROID_GRAY = 0.42
-SCLERA_GRAY = 0.20
 MIN_LESION_PX = 1.0  # a gap thinner than this cannot be seen and is no part of the mask
 LESION_LAYERS = (layer_index("subretinal_fluid"), layer_index("sub_pigment_deposit"))
 SUBPIXEL_BITS = 4
@@ -39,8 +38,8 @@ def draw_scan(retina: Retina, rng: Generator, height_px: int, size_scale: float,
     _paint(scan, _stamp(retina, retina.bright_dots + _foci(retina, rng), scan.shape, um_per_px), 0.85)
     scan *= 1 + 0.14 * _texture(rng, scan.shape, cell_px=(3, 7))
     _cast_shadows(scan, retina, rng, rows, edges_px[3])
-    scan = cv2.GaussianBlur(scan, (3, 3), 0.7)
-    pixels = _expose(scan, rng, rows, speckle)
+    blurred = np.asarray(cv2.GaussianBlur(scan, (3, 3), 0.7), np.float32)
+    pixels = _expose(blurred, rng, rows, speckle)
     _paint_border(pixels, rng)
     return pixels
 
@@ -123,14 +122,14 @@ def _foci(retina: Retina, rng: Generator) -> list[Ellipse]:
 
 
 def _texture(rng: Generator, shape: tuple[int, ...], cell_px: tuple[int, int]) -> Picture:
-    """Smooth random field of zero mean and unit variance before smoothing; one number a cell (height, width)."""
+    """Smooth random field about zero: one normal number a cell (height, width), linear in between."""
     cells = (shape[0] // cell_px[0] + 2, shape[1] // cell_px[1] + 2)
     coarse = rng.standard_normal(cells, dtype=np.float32)
-    return cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _cast_shadows(scan: Picture, retina: Retina, rng: Generator, rows: Picture, start_px: Curve) -> None:
-    """Vessels darken everything below them; strips of the scan also differ in brightness (cataract, pupil)."""
+    """Vessels darken all below them; strips of the scan differ in brightness (cataract, pupil)."""
     count = int(rng.poisson(retina.width_um / 2200))
     centres_um = rng.uniform(retina.x_um[0], retina.x_um[-1], (count, 1))
     away = (retina.x_um - centres_um) / rng.uniform(15, 60, (count, 1))
@@ -152,7 +151,8 @@ def _expose(scan: Picture, rng: Generator, rows: Picture, speckle: float) -> Byt
     signal = gain * scan ** np.float32(rng.uniform(0.85, 1.25))
     spread = np.float32(speckle * rng.uniform(0.8, 1.2)) * (0.5 * ground / (1 + 4 * signal) + 0.07 * signal)
     signal += ground / (1 + 3 * signal) + spread * _grain(rng, scan.shape)
-    return np.clip(signal * np.float32(255), 0, 255).astype(np.uint8)
+    pixels: Bytes = np.clip(signal * np.float32(255), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _grain(rng: Generator, shape: tuple[int, ...]) -> Picture:
@@ -175,4 +175,3 @@ def _paint_border(pixels: Bytes, rng: Generator) -> None:
     top, bottom = rng.exponential(0.05, 2) * height
     pixels[rows < top + slant - abs(slant[0])] = 255
     pixels[rows >= height - bottom + slant + abs(slant[0])] = 255
-

@@ -77,7 +77,10 @@ def scan_source(source: Path, csv_path: Path | None = None, skip: Path | None = 
     if not source.is_dir():
         raise InputError(f"SRC {_shown(source)} is not a folder. Give the folder that holds the images.")
     root = source.resolve()
-    scan = _scan_csv(root, csv_path) if csv_path else _scan_folders(root, skip.resolve() if skip else None)
+    try:
+        scan = _scan_csv(root, csv_path) if csv_path else _scan_folders(root, skip.resolve() if skip else None)
+    except OSError as error:
+        raise InputError(f"SRC {_shown(source)} cannot be read: {printable(str(error))}.") from None
     check_classes(((image.class_name, image.given_split) for image in scan.images), f"SRC {_shown(source)}")
     return scan
 
@@ -119,12 +122,12 @@ def _scan_folders(root: Path, skip: Path | None) -> Scan:
         raise InputError(
             f"SRC {_shown(root)} mixes train, val and test with other folders: {others}. Move those away."
         )
-    images, rejected = [], [Rejected(walk.relative(file), "outside any class folder") for file in _images(loose)]
+    images, rejected = [], walk.outside(loose)
     parents = [(folder, splits[folder]) for folder in folders] if given else [(home, None)]
     for parent, split in parents:
         class_folders, outside = walk.entries(parent)
         if split:
-            rejected += [Rejected(walk.relative(file), "outside any class folder") for file in _images(outside)]
+            rejected += walk.outside(outside)
         for folder in class_folders:
             found, refused = walk.images(folder, split)
             images += found
@@ -169,6 +172,10 @@ class _Walk:
                 elif entry.name.strip() != MASKS and path != self.skip:
                     folders.append(path)
         return folders, files
+
+    def outside(self, files: list[Path]) -> list[Rejected]:
+        """Images beside the class folders; other files there, such as a README, are no images and not meant as such."""
+        return [Rejected(_storable(self.relative(file)), "outside any class folder") for file in _images(files)]
 
     def images(self, folder: Path, split: str | None) -> tuple[list[ImageFile], list[Rejected]]:
         """All files of a class folder and below it: images by their extension, and the others."""
@@ -241,7 +248,7 @@ def _image_of_row(root: Path, row: Mapping[str, str], where: str) -> ImageFile:
     source, split = PurePosixPath(row["path"]), row.get("split", "")
     if not row["path"] or not row["label"]:
         raise InputError(f"{where}: path or label is empty.")
-    if source.is_absolute() or ".." in source.parts or not (root / source).resolve().is_relative_to(root):
+    if source.is_absolute() or ".." in source.parts or "\0" in row["path"] or not (root / source).resolve().is_relative_to(root):
         raise InputError(f"{where}: {_shown(row['path'])} leaves SRC {_shown(root)}. Give paths inside SRC, relative to it.")
     if split and split.lower() not in _SPLIT_NAMES:
         raise InputError(f"{where}: split {_shown(split)} is none of train, val and test.")

@@ -90,7 +90,9 @@ def run_evaluation(model_uri: str, split: str, data_uri: str = "", resamples: in
     store = open_store(model_uri)
     is_run = store.exists(RUN)
     if is_run and store.read_json(RUN)["status"] == "running":
-        raise InputError(f"{model_uri!r} is still running (see `xdist-train runs`). Evaluate it when it has ended.")
+        raise InputError(
+            f"{model_uri!r} is still running (see `xdist-train runs`). Evaluate it when it has ended."
+        )
     model, description = load_model(model_uri)
     dataset = open_dataset(data_uri or _own_data(store, is_run, model_uri))
     require_same_classes(description, dataset.info.classes, dataset.store.uri)
@@ -116,7 +118,11 @@ def _loader_config(description: ModelDescription) -> LoaderConfig:
 
 
 def _answers(
-    model: torch.nn.Module, description: ModelDescription, dataset: Dataset, split: Split, config: LoaderConfig
+    model: torch.nn.Module,
+    description: ModelDescription,
+    dataset: Dataset,
+    split: Split,
+    config: LoaderConfig,
 ) -> Answers:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)

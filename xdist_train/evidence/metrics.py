@@ -41,7 +41,7 @@ class Scores:
     patients: NDArray[Any]
 
     @classmethod
-    def of(cls, labels: Any, probabilities: Any, patients: Sequence[Any] | None = None) -> Scores:
+    def of(cls, labels: Any, probabilities: Any, patients: Any = None) -> Scores:
         """From any arrays; without patients each image stands for itself."""
         labels = np.asarray(labels, dtype=np.int64)
         probabilities = np.asarray(probabilities, dtype=np.float64)

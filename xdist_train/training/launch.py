@@ -33,6 +33,7 @@ from xdist_train.models.backbones import build_model, check_model
 from xdist_train.models.weights import StoredWeights, resolve_weights
 from xdist_train.training.live import LiveLine, live_line
 from xdist_train.training.monitor import MonitorView, RunMonitor
+from xdist_train.training.optim import build_schedule
 from xdist_train.training.record import RunRecord, first_record
 from xdist_train.training.state import Failure
 
@@ -103,6 +104,7 @@ def _prepare(config: Config, label: str) -> _Prepared:
     _check_identity(folder.name, earlier, same)
     _check_splits(config, dataset, micro)
     _check_model(config, len(dataset.info.classes))
+    build_schedule(config.schedule, 1, config.train.epochs)
     model = config.model
     weights = resolve_weights(model.weights, model.backbone, open_store(config.storage.uri))
     return _Prepared(dataset, folder, earlier, micro, same, weights)

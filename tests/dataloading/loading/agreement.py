@@ -16,7 +16,15 @@ from dataloading.config import AugmentConfig
 from dataloading.loading.augment import Augmentation, View, draw_augmentation
 from dataloading.loading.executor import Executor, ExecutorSpec
 
-__all__ = ["AT_FULL_SCALE", "AT_REDUCED_SCALE", "Difference", "augmentation_of", "build_spec", "difference", "run"]
+__all__ = [
+    "AT_FULL_SCALE",
+    "AT_REDUCED_SCALE",
+    "Difference",
+    "augmentation_of",
+    "build_spec",
+    "difference",
+    "run",
+]
 
 
 class Difference(NamedTuple):
@@ -35,7 +43,7 @@ AT_FULL_SCALE = Difference(mean=0.02, percentile_99=1, maximum=2)
 """Same decoder, same warp: rounding is all that differs."""
 
 AT_REDUCED_SCALE = Difference(mean=0.8, percentile_99=6, maximum=40)
-"""libjpeg's own half and quarter scale against a Gaussian resize of the full picture: two low-pass filters."""
+"""libjpeg's own half and quarter scale against a Gaussian resize of the full picture: two filters."""
 
 
 def build_spec(device: torch.device, channels: int, image_size: int = 224) -> ExecutorSpec:
@@ -44,7 +52,11 @@ def build_spec(device: torch.device, channels: int, image_size: int = 224) -> Ex
 
 
 def augmentation_of(
-    images: Sequence[bytes], *, reduce_tolerance: float, image_size: int = 224, config: AugmentConfig | None = None
+    images: Sequence[bytes],
+    *,
+    reduce_tolerance: float,
+    image_size: int = 224,
+    config: AugmentConfig | None = None,
 ) -> Augmentation:
     """One draw of each image, every step switched on."""
     shapes = [cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_GRAYSCALE).shape for image in images]

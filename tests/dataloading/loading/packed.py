@@ -31,12 +31,18 @@ from dataloading.dataset import (
     shard_key,
 )
 
+
+def find_real_oct_files() -> list[Path]:
+    """The real OCT files of `$XDIST_REAL_DATA`, by default beside the checkout; maybe none."""
+    root = Path(os.environ.get("XDIST_REAL_DATA", Path(__file__).parents[4] / "shared" / "data"))
+    return sorted((root / "oct_real").glob("*/*.jpeg"))
+
+
 def real_oct_files() -> list[Path]:
-    """The real OCT files, or a skip that says where they were looked for."""
-    root = Path(os.environ.get("XDIST_REAL_DATA", Path(__file__).parents[4] / "shared" / "data")) / "oct_real"
-    files = sorted(root.glob("*/*.jpeg"))
+    """The real OCT files, or a skip that says so."""
+    files = find_real_oct_files()
     if not files:
-        pytest.skip(f"no real OCT images under {root}; set XDIST_REAL_DATA")
+        pytest.skip("no real OCT images beside the checkout; set XDIST_REAL_DATA")
     return files
 
 
@@ -64,7 +70,9 @@ def write_dataset(
     """Pack encoded images as they are; labels ascend. Every image is its own patient."""
     splits = splits or ["train"] * len(images)
     shards = [
-        _write_shard(folder, number, list(enumerate(images))[first : first + rows_per_shard], labels, rows_per_batch)
+        _write_shard(
+            folder, number, list(enumerate(images))[first : first + rows_per_shard], labels, rows_per_batch
+        )
         for number, first in enumerate(range(0, len(images), rows_per_shard))
     ]
     manifest_sha256 = _write_manifest(folder, images, labels, splits, rows_per_shard)
@@ -118,7 +126,6 @@ def _write_manifest(
             "label": labels[number],
             "patient": f"p{number}",
             "group": None,
-            "group": f"p{number}",
             "given_split": splits[number],
             "patient_split": splits[number],
             "shard": number // rows_per_shard,

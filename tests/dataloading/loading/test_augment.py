@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -45,16 +46,18 @@ def centres(augmentation: Augmentation, view: View = VIEW) -> np.ndarray:
 
 
 def box_sides(augmentation: Augmentation, view: View = VIEW) -> np.ndarray:
-    """Width and height of each crop in source pixels: [n, 2]; rotation acts before the scale, so rows keep it."""
+    """Width and height of each crop in source pixels: [n, 2]; the turn comes before the scale."""
     return view.image_size * np.linalg.norm(augmentation.matrices[:, :, :2], axis=2)
 
 
 @settings(deadline=None)
-@given(cuts=st.lists(st.integers(0, 96), max_size=5), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 99))
+@given(
+    cuts=st.lists(st.integers(0, 96), max_size=5), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 99)
+)
 def test_numbers_do_not_depend_on_the_batch(cuts, seed, epoch):
     """However an epoch is cut into batches, each position has the same numbers, bit for bit."""
     bounds = [0, *sorted(cuts), 96]
-    pairs = [(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True) if stop > start]
+    pairs = [(start, stop) for start, stop in itertools.pairwise(bounds) if stop > start]
     parts = [draw(EVERYTHING, start, stop, seed=seed, epoch=epoch) for start, stop in pairs]
     whole = draw(EVERYTHING, 0, 96, seed=seed, epoch=epoch)
     for name in Augmentation._fields:
@@ -121,7 +124,10 @@ def test_the_stream_is_the_documented_one():
     uniforms = np.random.Generator(np.random.Philox(key=key)).random((5, 12))
     config = AugmentConfig(**{**OFF, "brightness": 0.5})
     expected = (1 + 0.5 * (2 * uniforms[:, 7] - 1)).astype(np.float32)
-    assert draw_augmentation(config, VIEW, *sizes(5), seed=7, epoch=4, start=0).gains.tolist() == expected.tolist()
+    assert (
+        draw_augmentation(config, VIEW, *sizes(5), seed=7, epoch=4, start=0).gains.tolist()
+        == expected.tolist()
+    )
 
 
 @pytest.mark.parametrize("fit", ["stretch", "crop"])
@@ -170,7 +176,15 @@ def test_contrast_turns_about_the_mean_and_brightness_scales():
 
 @pytest.mark.parametrize(
     ("size_px", "tolerance", "expected"),
-    [(224, 0.9, 1), (402, 0.9, 1), (404, 0.9, 2), (806, 0.9, 2), (807, 0.9, 4), (5000, 0.9, 4), (2000, 9.0, 1)],
+    [
+        (224, 0.9, 1),
+        (402, 0.9, 1),
+        (404, 0.9, 2),
+        (806, 0.9, 2),
+        (807, 0.9, 4),
+        (5000, 0.9, 4),
+        (2000, 9.0, 1),
+    ],
 )
 def test_reduction_keeps_enough_decoded_pixels(size_px, tolerance, expected):
     """The reduction is the largest of 1, 2, 4 that leaves `tolerance` decoded pixels an output pixel."""

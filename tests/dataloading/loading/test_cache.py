@@ -51,14 +51,16 @@ def test_rows_are_the_manifests_in_order_of_class(gray_dataset, tmp_path):
 def test_images_are_the_packed_bytes_without_a_copy(build_dataset, tmp_path):
     """`image` gives the bytes of its row, from any shard and record batch, as a view nobody can write to."""
     images = [bytes([number]) * (number + 1) for number in range(17)]
-    split = open_train(build_dataset(images, [0] * 17, rows_per_shard=7, rows_per_batch=3), tmp_path / "cache")
+    split = open_train(
+        build_dataset(images, [0] * 17, rows_per_shard=7, rows_per_batch=3), tmp_path / "cache"
+    )
     assert [split.image(row).tobytes() for row in range(17)] == images
     assert not split.image(3).flags.writeable
     assert not split.image(3).flags.owndata
 
 
 def test_files_of_mapped_shards_are_closed(gray_dataset, tmp_path):
-    """However many shards are read, no file stays open: a set may have more shards than a process may files."""
+    """However many shards are read, no file stays open: a process may open fewer than a set has."""
     split = open_train(gray_dataset, tmp_path / "cache")
     before = len(os.listdir("/proc/self/fd"))
     assert all(len(split.image(row)) for row in range(len(split)))
@@ -96,7 +98,10 @@ def test_a_shard_altered_after_it_was_verified_is_refused(gray_dataset, tmp_path
 def test_a_wrong_shard_with_the_right_digest_is_refused(gray_dataset, tmp_path):
     """A file that is no Arrow file, or has other rows, is refused before its offsets are trusted."""
     path = gray_dataset.store.path(shard_key(1))
-    for data, reason in ((b"not arrow at all", "not a readable shard"), (_shard_0(gray_dataset)[:-8], "readable")):
+    for data, reason in (
+        (b"not arrow at all", "not a readable shard"),
+        (_shard_0(gray_dataset)[:-8], "readable"),
+    ):
         path.write_bytes(data)
         with pytest.raises(InputError, match=reason):
             open_train(_with_digest(gray_dataset, 1, data), tmp_path / "cache")
@@ -196,7 +201,9 @@ def test_many_openers_at_once_agree(gray_dataset, tmp_path):
     """Openers that arrive together wait for the first and find the same images."""
     counts: list[tuple[int, ...]] = []
     openers = [
-        threading.Thread(target=lambda: counts.append(open_train(gray_dataset, tmp_path / "cache").class_counts))
+        threading.Thread(
+            target=lambda: counts.append(open_train(gray_dataset, tmp_path / "cache").class_counts)
+        )
         for _ in range(6)
     ]
     for opener in openers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -44,7 +46,9 @@ def test_alpha_1_balances_classes_exactly(counts):
 @given(counts=COUNTS, alpha=ALPHAS)
 def test_a_class_without_images_is_never_drawn(counts, alpha):
     """An empty class has no quota, whatever alpha is."""
-    assert [quota for quota, count in zip(quotas(counts, alpha), counts, strict=True) if count == 0 and quota] == []
+    assert [
+        quota for quota, count in zip(quotas(counts, alpha), counts, strict=True) if count == 0 and quota
+    ] == []
 
 
 @settings(deadline=None, max_examples=40)
@@ -71,19 +75,23 @@ def test_a_step_draws_the_same_ids_on_any_number_of_workers_and_after_resume(
         requests = [r for world in worlds for r in training_requests(plan, steps, world, 3, start_step)]
         requests.sort(key=lambda request: (request.step, request.index))
         assert [len(r.rows) <= micro_batch_size for r in requests] == [True] * len(requests)
-        assert [(s, [row for r in requests if r.step == s for row in r.rows]) for s, _ in expected] == expected
+        assert [
+            (s, [row for r in requests if r.step == s for row in r.rows]) for s, _ in expected
+        ] == expected
         assert np.concatenate([r.start + np.arange(len(r.rows)) for r in requests]).tolist() == list(
             range(steps.span(start_step)[0], plan.num_draws)
         )
 
 
-@given(step_size=st.integers(1, 40), micro=st.integers(1, 9), draws=st.integers(1, 200), size=st.integers(1, 7))
+@given(
+    step_size=st.integers(1, 40), micro=st.integers(1, 9), draws=st.integers(1, 200), size=st.integers(1, 7)
+)
 def test_workers_share_a_step_evenly(step_size, micro, draws, size):
     """No worker runs two micro batches more than another in a step, and together they run each once."""
     steps = StepPlan(draws, step_size, micro)
     for step in range(steps.steps_per_epoch):
         shares = [[m[0] for m in steps.micro_batches(step, World(rank=r, size=size))] for r in range(size)]
-        assert sorted(sum(shares, [])) == list(range(steps.num_micro_batches(step)))
+        assert sorted(itertools.chain(*shares)) == list(range(steps.num_micro_batches(step)))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
@@ -101,7 +109,7 @@ def test_any_stretch_can_be_asked_for_alone(counts, alpha, seed, epoch, cuts):
     """A position's draw does not depend on the stretch in which it was computed, nor its class on how."""
     plan = Plan(counts, alpha, seed)
     bounds = [0, *sorted(min(cut, plan.num_draws) for cut in cuts), plan.num_draws]
-    parts = [plan.ids(epoch, start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [plan.ids(epoch, start, stop) for start, stop in itertools.pairwise(bounds)]
     whole, classes = plan.draw(epoch, 0, plan.num_draws)
     assert np.concatenate(parts).tolist() == whole.tolist()
     assert classes.tolist() == np.repeat(np.arange(len(counts)), counts)[whole].tolist()
@@ -122,7 +130,9 @@ def test_the_order_looks_random_at_every_lag():
     for lag in (1, 2, 10, 100):  # bound: four standard deviations of a random order, 1 / sqrt(n)
         assert abs(np.corrcoef(order[:-lag], order[lag:])[0, 1]) < 0.04
     cells = np.histogram2d(np.arange(10_000), order, bins=10)[0]
-    assert ((cells - 100) ** 2 / 100).sum() < 130  # chi-squared, 81 degrees of freedom: 0.9995 quantile is 128
+    assert (
+        (cells - 100) ** 2 / 100
+    ).sum() < 130  # chi-squared, 81 degrees of freedom: 0.9995 quantile is 128
 
 
 def test_balanced_draws_spread_over_a_small_class_anew_each_epoch():

@@ -65,8 +65,8 @@ def test_the_description_reads_without_this_program(tmp_path: Path) -> None:
     """model.json names classes, preprocessing, split, selection and the weights' sha256."""
     _saved(tmp_path)
     values = json.loads((tmp_path / "model" / "model.json").read_text())
-    assert ["CNV", "DME", "NORMAL"] == values["classes"]
-    assert {"epoch": 2, "step": 30, "metric": "mcc", "value": 0.75} == values["selection"]
+    assert values["classes"] == ["CNV", "DME", "NORMAL"]
+    assert values["selection"] == {"epoch": 2, "step": 30, "metric": "mcc", "value": 0.75}
     assert {"preprocessing", "model", "split", "fingerprint", "weights_sha256"} < set(values)
 
 

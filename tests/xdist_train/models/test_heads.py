@@ -48,7 +48,7 @@ def test_freezing_leaves_the_head_trainable() -> None:
     model = _model()
     freeze_backbone(model)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert ["1.linear.weight", "1.linear.bias"] == trainable
+    assert trainable == ["1.linear.weight", "1.linear.bias"]
     assert is_frozen(model)
 
 

@@ -58,7 +58,7 @@ def test_without_weights_the_denominator_is_the_number_of_images() -> None:
     """`none` counts images."""
     config = LossConfig()
     loss = LossFunction(config, build_class_weights(config, [3, 9]))
-    assert 7.0 == loss.weight_sum(np.array([0, 1, 1, 0, 0, 1, 1]))
+    assert loss.weight_sum(np.array([0, 1, 1, 0, 0, 1, 1])) == 7.0
 
 
 def test_a_list_of_another_length_is_refused() -> None:

@@ -21,7 +21,7 @@ def test_weights_and_draws_both_count() -> None:
     """What is learned is draws times weight."""
     shift = find_prior_shift([10, 30], [20, 20], np.array([3.0, 1.0]))
     assert shift is not None
-    assert ((0.25, 0.75), (0.5, 0.5), (0.75, 0.25)) == (shift.train, shift.drawn, shift.learned)
+    assert (shift.train, shift.drawn, shift.learned) == ((0.25, 0.75), (0.5, 0.5), (0.75, 0.25))
 
 
 def test_correction_is_bayes_rule() -> None:

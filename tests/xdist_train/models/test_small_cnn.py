@@ -24,7 +24,7 @@ def _one_thread() -> Iterator[None]:
 def test_any_size_gives_logits(size: int, norm: str) -> None:
     """Odd sides work too."""
     logits = SmallCnn(4, norm)(torch.zeros(2, 3, size, size))
-    assert (2, 4) == tuple(logits.shape)
+    assert tuple(logits.shape) == (2, 4)
 
 
 def test_it_is_compact() -> None:
@@ -40,7 +40,7 @@ def test_group_norm_does_not_mix_images() -> None:
         for norm in ("group", "batch")
         for network in [SmallCnn(3, norm).double()]
     }
-    assert {"group": True, "batch": False} == apart
+    assert apart == {"group": True, "batch": False}
 
 
 def test_it_learns_a_batch_by_heart() -> None:

@@ -16,7 +16,7 @@ from xdist_train.models.torchvision_shim import (
 
 def test_torchvision_and_timm_import() -> None:
     """Both libraries import through the shim."""
-    assert ("torchvision.models", "timm") == (import_torchvision_models().__name__, import_timm().__name__)
+    assert (import_torchvision_models().__name__, import_timm().__name__) == ("torchvision.models", "timm")
 
 
 def test_declaring_twice_changes_nothing() -> None:

@@ -29,15 +29,15 @@ def test_it_stops_after_patience_epochs_without_improvement() -> None:
     """Patience 2: the second bad epoch in a row ends the run."""
     stopping = EarlyStopping(EarlyStoppingConfig(patience=2), "accuracy")
     improved, stop = _verdicts(stopping, [0.5, 0.4, 0.6, 0.6, 0.6])
-    assert [True, False, True, False, False] == improved
-    assert [False, False, False, False, True] == stop
+    assert improved == [True, False, True, False, False]
+    assert stop == [False, False, False, False, True]
 
 
 def test_a_loss_improves_downwards() -> None:
     """The best loss is the least."""
     stopping = EarlyStopping(EarlyStoppingConfig(), "loss")
-    assert ([True, True, False], [False] * 3) == _verdicts(stopping, [1.0, 0.5, 0.7])
-    assert 0.5 == stopping.best
+    assert _verdicts(stopping, [1.0, 0.5, 0.7]) == ([True, True, False], [False] * 3)
+    assert stopping.best == 0.5
 
 
 def test_patience_zero_never_stops() -> None:
@@ -49,15 +49,16 @@ def test_patience_zero_never_stops() -> None:
 def test_nan_is_no_improvement() -> None:
     """A NaN counts as a bad epoch, the first one too, and never as the best."""
     stopping = EarlyStopping(EarlyStoppingConfig(patience=2), "mcc")
-    assert ([False, True, False, False], [False, False, False, True]) == _verdicts(
-        stopping, [math.nan, 0.1, math.nan, math.nan]
+    assert _verdicts(stopping, [math.nan, 0.1, math.nan, math.nan]) == (
+        [False, True, False, False],
+        [False, False, False, True],
     )
 
 
 def test_small_gains_are_selected_but_do_not_win_patience() -> None:
     """Below min_delta a better model is still the best, while patience runs on."""
     stopping = EarlyStopping(EarlyStoppingConfig(patience=2, min_delta=0.1), "mcc")
-    assert ([True, True, True], [False, False, True]) == _verdicts(stopping, [0.5, 0.55, 0.59])
+    assert _verdicts(stopping, [0.5, 0.55, 0.59]) == ([True, True, True], [False, False, True])
 
 
 def test_small_gains_add_up() -> None:

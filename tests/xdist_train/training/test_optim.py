@@ -23,11 +23,11 @@ def _model() -> nn.Sequential:
 def test_norm_and_biases_do_not_decay() -> None:
     """Weight decay acts on weight matrices alone, unless asked."""
     groups = build_optimizer(_model(), OptimConfig(weight_decay=0.1)).param_groups
-    assert [(0.1, [2, 2]), (0.0, [1, 1, 1, 1])] == [
+    assert [
         (group["weight_decay"], [parameter.ndim for parameter in group["params"]]) for group in groups
-    ]
+    ] == [(0.1, [2, 2]), (0.0, [1, 1, 1, 1])]
     every = build_optimizer(_model(), OptimConfig(weight_decay=0.1, decay_norm_and_bias=True)).param_groups
-    assert [(0.1, 6)] == [(group["weight_decay"], len(group["params"])) for group in every]
+    assert [(group["weight_decay"], len(group["params"])) for group in every] == [(0.1, 6)]
 
 
 def test_frozen_parameters_are_left_out() -> None:
@@ -76,13 +76,13 @@ def test_one_rate_for_all_groups() -> None:
     """Setting the rate reaches every group."""
     optimizer = build_optimizer(_model(), OptimConfig(weight_decay=0.1))
     set_learning_rate(optimizer, 0.5)
-    assert [0.5, 0.5] == [group["lr"] for group in optimizer.param_groups]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
 
 
 def test_constant_is_one() -> None:
     """Without a warm-up the factor never moves."""
     schedule = build_schedule(ScheduleConfig(name="constant"), 3, 2)
-    assert [1.0] * 6 == [schedule.factor(step) for step in range(6)]
+    assert [schedule.factor(step) for step in range(6)] == [1.0] * 6
 
 
 def test_step_drops_every_so_many_epochs() -> None:
@@ -95,7 +95,7 @@ def test_step_drops_every_so_many_epochs() -> None:
 def test_warmup_rises_linearly_and_ends_at_one() -> None:
     """Half an epoch of eight steps: quarters, then the rule."""
     schedule = build_schedule(ScheduleConfig(name="constant", warmup_epochs=0.5), 8, 2)
-    assert [0.25, 0.5, 0.75, 1.0, 1.0] == [schedule.factor(step) for step in range(5)]
+    assert [schedule.factor(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_cosine_starts_after_the_warmup_and_ends_at_its_least() -> None:

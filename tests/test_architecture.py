@@ -1,0 +1,53 @@
+"""The arrows between packages go one way."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parents[1]
+_PACKAGES = ["cluster", "dataloading", "xdist_train", "tune_spaces"]
+_ROOMS = ["models", "evidence", "training"]
+_BOUNDARIES = {"omegaconf": ["cluster/config.py"]}
+
+
+def _modules() -> list[Path]:
+    return sorted(path for package in _PACKAGES for path in (_ROOT / package).rglob("*.py"))
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(_ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    """cluster <- dataloading <- xdist_train <- tune_spaces; models <- evidence <- training; packing apart from loading."""
+    parts = path.relative_to(_ROOT).parts
+    above = set(_PACKAGES[_PACKAGES.index(parts[0]) + 1 :])
+    if parts[0] == "xdist_train" and parts[1] in _ROOMS:
+        above |= {f"xdist_train.{room}" for room in _ROOMS[_ROOMS.index(parts[1]) + 1 :]}
+    if parts[:2] == ("dataloading", "loading"):
+        above.add("dataloading.packing")
+    wrong = [name for name in _imports(path) if any(name == other or name.startswith(f"{other}.") for other in above)]
+    assert [] == wrong
+
+
+@pytest.mark.parametrize("library", _BOUNDARIES)
+def test_a_library_is_imported_at_its_boundary_only(library: str) -> None:
+    """omegaconf belongs to the config gate."""
+    users = [str(path.relative_to(_ROOT)) for path in _modules() if library in {n.split(".")[0] for n in _imports(path)}]
+    assert _BOUNDARIES[library] == users
+
+
+def test_the_loop_knows_no_ray() -> None:
+    """Of the training room only the shell and the launch import Ray."""
+    users = [path.name for path in _modules() if "ray" in {name.split(".")[0] for name in _imports(path)}]
+    assert {"session.py", "launch.py", "worker.py"} == set(users)

@@ -1,0 +1,55 @@
+"""Recipes load, and identity is what decides a result."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import pytest
+
+from cluster.errors import InputError
+from xdist_train.config import Config, identity, identity_digest, recipe_names, resolve_config
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_each_recipe_loads_and_opens_with_its_command(name: str) -> None:
+    """The first line is the command that uses it."""
+    config = resolve_config(name, [])
+    assert isinstance(config, Config)
+    text = (resources.files("xdist_train") / "recipes" / f"{name}.yaml").read_text()
+    assert text.startswith("# xdist-train ")
+
+
+def _digest(*overrides: str, micro: int = 8) -> str:
+    return identity_digest(identity(resolve_config("demo", overrides), "print", micro))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["scale.num_workers=4", "storage.uri=x", "run.name=x", "checkpoint.every_steps=5", "loader.threads=3",
+     "failure.max_failures=0", "train.log_every_steps=3", "early_stopping.patience=3"],
+)  # fmt: skip
+def test_scale_and_storage_are_not_identity(override: str) -> None:
+    """They may change when a run goes on."""
+    assert _digest() == _digest(override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.backbone=resnet18", "optim.lr=0.5", "sampler.alpha=1", "augment.flip=0", "train.seed=1",
+     "train.batch_size=32", "loader.image_size=96", "data.split=given", "schedule.name=step", "train.epochs=3"],
+)  # fmt: skip
+def test_what_decides_the_result_is_identity(override: str) -> None:
+    """Epochs too, where the schedule depends on them (the demo's cosine does)."""
+    assert _digest() != _digest(override)
+
+
+def test_epochs_may_grow_under_a_schedule_that_does_not_know_them() -> None:
+    """With a step schedule more epochs are the same run."""
+    assert _digest("schedule.name=step") == _digest("schedule.name=step", "train.epochs=99")
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden"])
+def test_run_names_are_plain_folder_names(name: str) -> None:
+    """A name cannot leave the storage folder."""
+    with pytest.raises(InputError, match=r"run\.name"):
+        resolve_config("demo", [f"run.name={name}"])
