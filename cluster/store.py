@@ -100,7 +100,7 @@ def open_store(uri: str) -> Store:
     """
     match = _SCHEME.match(uri)
     if match and match.group(1) != "file":
-        raise InputError(f"{uri!r}: {match.group(1)}:// cannot be used here yet. Give a path on a disk that all workers share.")
+        raise InputError(f"{uri!r}: {match.group(1)}:// cannot be used. Give a path on a disk that all workers share.")
     return Store(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 

@@ -6,12 +6,15 @@ import unicodedata
 
 __all__ = ["printable"]
 
-_HIDDEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}  # control, format (bidi marks), unassigned, private, surrogates, separators
+# Control, format (bidi marks), unassigned, private, surrogates, separators.
+_HIDDEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}
 
 
 def printable(text: str) -> str:
     """The text with everything that could steer a terminal or hide itself written as an escape; newlines stay."""
-    return "".join(char if char == "\n" or unicodedata.category(char) not in _HIDDEN else _escape(char) for char in text)
+    return "".join(
+        char if char == "\n" or unicodedata.category(char) not in _HIDDEN else _escape(char) for char in text
+    )
 
 
 def _escape(char: str) -> str:

@@ -58,7 +58,7 @@ class LoaderConfig:
     prefetch: int = 3
     """Micro batches made ahead."""
     reduce_tolerance: float = 0.9
-    """JPEGs are decoded at 1/2 or 1/4 where at least this many decoded pixels an output pixel are left; 9 switches off."""
+    """JPEGs are decoded at 1/2 or 1/4 where this many decoded pixels an output pixel are left; 9 switches it off."""
     cache_dir: str = ""
     """Node-local folder for verified shards and indexes; empty is `~/.cache/xdist-train`."""
 
@@ -130,7 +130,7 @@ class PackConfig:
     seed: int = 0
     """Seed of the patient split and of the folds."""
     patient: str = "auto"
-    """Rule that finds the patient in a file's name: auto, oct2017, nih, stem, or a regular expression with one group."""
+    """Rule that finds the patient in a file's name: auto, oct2017, nih, stem, or a regular expression (one group)."""
     channels: Literal["auto", "gray", "rgb"] = "auto"
     """`auto` packs gray where every picture is gray."""
     near_duplicates: bool = True

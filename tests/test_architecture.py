@@ -29,7 +29,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(_ROOT)))
 def test_imports_go_one_way(path: Path) -> None:
-    """cluster <- dataloading <- xdist_train <- tune_spaces; models <- evidence <- training; packing apart from loading."""
+    """cluster <- dataloading <- xdist_train <- tune_spaces; models <- evidence <- training; loading without packing."""
     parts = path.relative_to(_ROOT).parts
     above = set(_PACKAGES[_PACKAGES.index(parts[0]) + 1 :])
     if parts[0] == "xdist_train" and parts[1] in _ROOMS:
@@ -37,13 +37,15 @@ def test_imports_go_one_way(path: Path) -> None:
     if parts[:2] == ("dataloading", "loading"):
         above.add("dataloading.packing")
     wrong = [name for name in _imports(path) if any(name == other or name.startswith(f"{other}.") for other in above)]
-    assert [] == wrong
+    assert wrong == []
 
 
 @pytest.mark.parametrize("library", _BOUNDARIES)
 def test_a_library_is_imported_at_its_boundary_only(library: str) -> None:
     """omegaconf belongs to the config gate."""
-    users = [str(path.relative_to(_ROOT)) for path in _modules() if library in {n.split(".")[0] for n in _imports(path)}]
+    users = [
+        str(path.relative_to(_ROOT)) for path in _modules() if library in {n.split(".")[0] for n in _imports(path)}
+    ]
     assert _BOUNDARIES[library] == users
 
 

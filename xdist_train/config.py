@@ -182,9 +182,7 @@ class TrainConfig:
     """Run the model through torch.compile."""
     clip_norm: float = 0.0
     """Largest global norm of the gradient; 0 does not clip."""
-    metric: Literal["loss", "accuracy", "balanced_accuracy", "macro_f1", "mcc", "auroc_macro"] = (
-        "balanced_accuracy"
-    )
+    metric: Literal["loss", "accuracy", "balanced_accuracy", "macro_f1", "mcc", "auroc_macro"] = "balanced_accuracy"
     """Figure on val that selects the best epoch."""
     seed: int = 0
     """Seed of order, augmentation, initial weights and dropout."""

@@ -53,8 +53,8 @@ def evaluate(
 
     Example: xdist-train evaluate runs/first --split test
     """
-    from xdist_train.evidence.tables import figures_table
     from xdist_train.evidence.evaluation import run_evaluation
+    from xdist_train.evidence.tables import figures_table
 
     report = run_evaluation(model, split, data)
     if as_json:

@@ -39,8 +39,7 @@ class Batch:
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on a device."""
         moved = {
-            name: getattr(self, name).to(device, non_blocking=non_blocking)
-            for name in ("images", "labels", "rows")
+            name: getattr(self, name).to(device, non_blocking=non_blocking) for name in ("images", "labels", "rows")
         }
         return dataclasses.replace(self, **moved)
 

@@ -190,9 +190,7 @@ def _locate(dataset: Dataset, number: int) -> Path:
     return path
 
 
-_REPACK = (
-    "Copy the dataset again from where it was packed, or pack the source images again (`xdist-train pack`)."
-)
+_REPACK = "Copy the dataset again from where it was packed, or pack the source images again (`xdist-train pack`)."
 
 
 def _verify_new(folder: Path, paths: Sequence[Path], shards: Sequence[Shard]) -> None:
@@ -291,9 +289,7 @@ def _temporary_in(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
     except OSError as error:
-        raise StoreError(
-            f"{folder}: cannot write ({error.strerror}). Free space, or set loader.cache_dir."
-        ) from error
+        raise StoreError(f"{folder}: cannot write ({error.strerror}). Free space, or set loader.cache_dir.") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -199,10 +199,7 @@ def _graph(image_size: int, channels: int, on_gpu: bool) -> Any:
 def _inputs(encoded: Sequence[Encoded], augmentation: Augmentation) -> dict[str, Any]:
     """What the graph's sources are fed, by their names: one array a batch but for the bytes."""
     reductions = np.array(
-        [
-            r if r > 1 and is_jpeg(data) else 1
-            for data, r in zip(encoded, augmentation.reductions, strict=True)
-        ]
+        [r if r > 1 and is_jpeg(data) else 1 for data, r in zip(encoded, augmentation.reductions, strict=True)]
     )
     sizes = np.stack([augmentation.heights, augmentation.widths], axis=1)
     reduced_sizes = -(-sizes // reductions[:, None])

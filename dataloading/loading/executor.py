@@ -80,9 +80,7 @@ def is_jpeg(encoded: Encoded) -> bool:
     return len(encoded) > 2 and encoded[0] == 0xFF and encoded[1] == 0xD8
 
 
-def scaled_matrices(
-    matrices: npt.NDArray[np.float64], reductions: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
+def scaled_matrices(matrices: npt.NDArray[np.float64], reductions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """The matrices for pictures decoded at 1/r, still in pixel-centre coordinates: float64 [n, 2, 3].
 
     A pixel of a reduced picture covers exactly r x r of the full one.

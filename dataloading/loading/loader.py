@@ -57,9 +57,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
     Raises:
         InputError: DALI is asked for by name and is not installed.
     """
-    has_dali = (
-        importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
-    )
+    has_dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
     if backend == "dali" and not has_dali:
         raise InputError(
             "loader.backend is 'dali', but NVIDIA DALI is not installed here. Install the extra `dali` "
@@ -68,9 +66,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
     if backend != "auto":
         return backend
     if device.type == "cuda" and not has_dali:
-        logger.warning(
-            "NVIDIA DALI is not installed (extra `dali`): pictures are decoded on the CPU by OpenCV."
-        )
+        logger.warning("NVIDIA DALI is not installed (extra `dali`): pictures are decoded on the CPU by OpenCV.")
     return "dali" if device.type == "cuda" and has_dali else "opencv"
 
 

@@ -100,9 +100,7 @@ class OpenCVPending:
 
 def _execute(encoded: Sequence[Encoded], augmentation: Augmentation, pixels: Encoded, first: int) -> None:
     """Fill `pixels`, uint8 [n, S, S, C]; `first` is the chunk's position in its batch."""
-    reductions = [
-        int(r) if is_jpeg(data) else 1 for data, r in zip(encoded, augmentation.reductions, strict=True)
-    ]
+    reductions = [int(r) if is_jpeg(data) else 1 for data, r in zip(encoded, augmentation.reductions, strict=True)]
     matrices = _index_matrices(augmentation.matrices, np.array(reductions))
     tables = _tables(augmentation)
     for number, data in enumerate(encoded):
@@ -124,9 +122,7 @@ def _decode(data: Encoded, channels: int, reduction: int, position: int) -> Enco
     return decoded
 
 
-def _check_size(
-    picture: Encoded, augmentation: Augmentation, number: int, reduction: int, first: int
-) -> None:
+def _check_size(picture: Encoded, augmentation: Augmentation, number: int, reduction: int, first: int) -> None:
     width, height = int(augmentation.widths[number]), int(augmentation.heights[number])
     if picture.shape[:2] != (-(-height // reduction), -(-width // reduction)):
         found = f"{picture.shape[1]} x {picture.shape[0]} pixels at scale 1/{reduction}"
@@ -140,9 +136,7 @@ def _warp(picture: Encoded, matrix: npt.NDArray[np.float64], pixels: Encoded) ->
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
 
 
-def _index_matrices(
-    matrices: npt.NDArray[np.float64], reductions: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
+def _index_matrices(matrices: npt.NDArray[np.float64], reductions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """For OpenCV, which counts pixel centres from 0: T(-0.5) M T(+0.5), at the decoded scale."""
     scaled = scaled_matrices(matrices, reductions)
     scaled[:, :, 2] += 0.5 * (scaled[:, :, 0] + scaled[:, :, 1]) - 0.5

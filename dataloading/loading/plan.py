@@ -39,7 +39,7 @@ def quotas(class_counts: Sequence[int], alpha: float) -> Indices:
     num_draws = int(counts.sum())
     weights = np.where(counts > 0, np.maximum(counts, 1) ** (1 - alpha), 0.0)
     exact = weights / weights.sum() * num_draws
-    whole = np.floor(exact + 1e-9).astype(np.int64)
+    whole: Indices = np.floor(exact + 1e-9).astype(np.int64)
     rest = np.argsort(-(exact - whole), kind="stable")[: num_draws - int(whole.sum())]
     whole[rest] += 1
     return whole
@@ -55,7 +55,7 @@ class Plan:
     """
 
     def __init__(self, class_counts: Sequence[int], alpha: float, seed: int) -> None:
-        assert len(class_counts) > 0 and sum(class_counts) > 0, "a plan needs images"
+        assert sum(class_counts) > 0, "a plan needs images"
         self.counts: Indices = np.asarray(class_counts, dtype=np.int64)
         self.quotas = quotas(class_counts, alpha)
         self.seed = seed
@@ -189,9 +189,7 @@ class Request:
     rows: Indices
 
 
-def training_requests(
-    plan: Plan, steps: StepPlan, world: World, epoch: int, start_step: int = 0
-) -> Iterator[Request]:
+def training_requests(plan: Plan, steps: StepPlan, world: World, epoch: int, start_step: int = 0) -> Iterator[Request]:
     """This worker's micro batches of an epoch from a step on, in the order in which the loop runs them."""
     for step in range(start_step, steps.steps_per_epoch):
         for index, start, stop in steps.micro_batches(step, world):

@@ -26,7 +26,7 @@ def _size_baseline(audit: Audit) -> Iterator[str]:
     baseline = audit["size_baseline"]
     if baseline and baseline["above_chance"]:
         yield (
-            f"Width and height alone predict the class: on {baseline['num_images']:,} images of val and test, accuracy "
+            f"Width and height alone tell the class better than chance: on {baseline['num_images']:,} images of val and test, accuracy "
             f"{baseline['accuracy']:.2f} (always naming the largest class: {baseline['majority_accuracy']:.2f}), balanced "
             f"accuracy {baseline['balanced_accuracy']:.2f} (chance {baseline['chance']:.2f}). A network can learn "
             "the size instead of the disease; compare its figures with these."

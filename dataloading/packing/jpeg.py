@@ -24,7 +24,7 @@ _APPLICATION = range(0xE0, 0xF0)
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # those three are tables and a reserved code
 _READABLE_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive; Huffman coded
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
-_MARKER_AFTER_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # not a stuffed byte, not a restart
+_MARKER_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # not a stuffed byte, not a restart
 
 # What an application segment is, by its number and first bytes.
 _KINDS = (

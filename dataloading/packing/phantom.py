@@ -64,13 +64,9 @@ class PhantomConfig:
 
     def __post_init__(self) -> None:
         _require(12 <= self.num_images <= MAX_IMAGES, "num_images", f"12 to {MAX_IMAGES:,}", self.num_images)
-        _require(
-            1 <= self.images_per_patient <= 1000, "images_per_patient", "1 to 1000", self.images_per_patient
-        )
+        _require(1 <= self.images_per_patient <= 1000, "images_per_patient", "1 to 1000", self.images_per_patient)
         _require(0 <= self.val_fraction < 1, "val_fraction", "at least 0 and less than 1", self.val_fraction)
-        _require(
-            0 <= self.test_fraction < 1, "test_fraction", "at least 0 and less than 1", self.test_fraction
-        )
+        _require(0 <= self.test_fraction < 1, "test_fraction", "at least 0 and less than 1", self.test_fraction)
         _require(0 <= self.seed < 2**63, "seed", "0 to 2**63 - 1", self.seed)
         _require(0.25 <= self.difficulty <= 4, "difficulty", "0.25 to 4", self.difficulty)
         _require(0.2 <= self.size_scale <= 2, "size_scale", "0.2 to 2", self.size_scale)
@@ -144,9 +140,7 @@ def run_phantom(
                 if progress:
                     progress(written, config.num_images)
     except OSError as error:
-        raise StoreError(
-            f"The phantom could not be written to {out}: {error}. Nothing was left there."
-        ) from error
+        raise StoreError(f"The phantom could not be written to {out}: {error}. Nothing was left there.") from error
     return PhantomSummary(
         images=_count_images(tasks),
         patients=len(tasks),
@@ -203,9 +197,7 @@ def write_patient(folder: Path, config: PhantomConfig, task: PatientTask) -> int
     return task.num_images
 
 
-def _write_patients(
-    folder: Path, config: PhantomConfig, tasks: list[PatientTask], workers: int
-) -> Iterator[int]:
+def _write_patients(folder: Path, config: PhantomConfig, tasks: list[PatientTask], workers: int) -> Iterator[int]:
     """Write all patients; yields the images written so far after each."""
     write = partial(write_patient, folder, config)
     counts = map(write, tasks) if workers == 1 else map_unordered(write, tasks, min(workers, len(tasks)))

@@ -29,7 +29,7 @@ Curve = NDArray[np.float32]
 
 LATERAL_UM_PER_PX = 11.5  # Spectralis, 30 degrees in 768 A-scans; twice as fine in its high-resolution mode
 AXIAL_UM_PER_PX = 3.87
-HIGH_RESOLUTION_WIDTH_PX = 1024
+HIGH_RESOLUTION_WIDTH_PX = 900  # no picture has a width between 768 and 1024
 
 
 class Layer(NamedTuple):
@@ -145,9 +145,7 @@ def build_retina(rng: Generator, eye: Eye, width_px: int, height_px: int, size_s
     height_um = height_px * AXIAL_UM_PER_PX / size_scale
     thickness_um = _thickness_um(rng, eye, x_um)
     shape_um = _bruch_shape_um(rng, eye, x_um)
-    gray = np.array([[layer.gray] for layer in LAYERS], np.float32) * rng.uniform(
-        0.88, 1.12, (len(LAYERS), 1)
-    )
+    gray = np.array([[layer.gray] for layer in LAYERS], np.float32) * rng.uniform(0.88, 1.12, (len(LAYERS), 1))
     return Retina(
         x_um=x_um,
         bruch_um=shape_um + _vertical_offset_um(rng, shape_um, height_um),
@@ -160,9 +158,7 @@ def build_retina(rng: Generator, eye: Eye, width_px: int, height_px: int, size_s
 def scan_positions_um(width_px: int, size_scale: float) -> Curve:
     """Where the A-scans lie, zero in the middle; wide pictures sample finer, as the device does."""
     fine = 2 if width_px >= HIGH_RESOLUTION_WIDTH_PX * size_scale else 1
-    return (np.arange(width_px, dtype=np.float32) - width_px / 2) * np.float32(
-        LATERAL_UM_PER_PX / fine / size_scale
-    )
+    return (np.arange(width_px, dtype=np.float32) - width_px / 2) * np.float32(LATERAL_UM_PER_PX / fine / size_scale)
 
 
 def _bruch_shape_um(rng: Generator, eye: Eye, x_um: Curve) -> Curve:
@@ -182,9 +178,7 @@ def _thickness_um(rng: Generator, eye: Eye, x_um: Curve) -> Curve:
     base = np.array([layer.thickness_um for layer in LAYERS], np.float32) * eye.layer_scale
     swell = np.ones((len(LAYERS), len(x_um)), np.float32)
     swell += 0.08 * np.stack([smooth_curve(rng, x_um, wavelength_um=2500) for _ in LAYERS])
-    swell[:6] *= 1 + rng.uniform(0, 0.35) * _bump(
-        x_um, rng.uniform(x_um[0], x_um[-1]), rng.uniform(500, 1500)
-    )
+    swell[:6] *= 1 + rng.uniform(0, 0.35) * _bump(x_um, rng.uniform(x_um[0], x_um[-1]), rng.uniform(500, 1500))
     nerve_slope = rng.choice([-1, 1]) * rng.uniform(0.1, 0.35)  # the nerve fibres thicken towards the disc
     swell[0] *= np.clip(1 + nerve_slope * x_um / 1500, 0.3, 3)
     return base[:, None] * swell * _pit(rng, eye, x_um)

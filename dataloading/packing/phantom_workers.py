@@ -25,9 +25,7 @@ Result = TypeVar("Result")
 TASKS_AHEAD = 8  # tasks queued for each worker: enough to keep it busy, few enough to stop soon
 
 
-def map_unordered(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
-) -> Iterator[Result]:
+def map_unordered(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
     """Results of `function` over `tasks` by `workers` processes, in the order in which they are done.
 
     The processes are spawned, because a fork of a process that has threads can hang; `function` must pickle.
@@ -36,9 +34,7 @@ def map_unordered(
     Raises:
         RunFailedError: a process was killed.
     """
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker
-    )
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker)
     queue = iter(tasks)
     try:
         running = {pool.submit(function, task) for task in islice(queue, workers * TASKS_AHEAD)}

@@ -57,5 +57,6 @@ def sum_pixels(picture: npt.NDArray[np.uint8]) -> PixelSums:
     return PixelSums(
         picture.shape[0] * picture.shape[1],
         tuple(int(cv2.sumElems(plane)[0]) for plane in planes),
-        tuple(int(cv2.norm(plane, cv2.NORM_L2SQR)) for plane in planes),
+        # OpenCV takes a root and squares it again; below 2**50 the nearest whole number is the exact sum.
+        tuple(round(cv2.norm(plane, cv2.NORM_L2SQR)) for plane in planes),
     )

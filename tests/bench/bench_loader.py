@@ -65,24 +65,18 @@ def _cpu_rows(files: list[Path]) -> Iterator[Row]:
     about = f"{len(files)} real OCT files, 2 threads"
     details = {
         "unit": "CPU ms an image",
-        "versions": versions(
-            "torch", "torchvision", "pillow", "opencv-python-headless", "nvidia-dali-cuda130"
-        ),
+        "versions": versions("torch", "torchvision", "pillow", "opencv-python-headless", "nvidia-dali-cuda130"),
         "command": COMMAND,
     }
     theirs = times["torchvision"]
-    yield compare(
-        f"loader, opencv ({about})", times["opencv"], "torchvision", theirs, goal="ratio <= 0.25", **details
-    )
+    yield compare(f"loader, opencv ({about})", times["opencv"], "torchvision", theirs, goal="ratio <= 0.25", **details)
     yield compare(f"loader, dali on CPU ({about})", times["dali"], "torchvision", theirs, **details)
     yield measured(TORCHVISION, theirs, **details)
 
 
 def _packed(files: list[Path], folder: Path) -> Split:
     labels = sorted(n % 4 for n in range(len(files)))
-    dataset = write_dataset(
-        folder / "dataset", [path.read_bytes() for path in files], labels, rows_per_shard=1000
-    )
+    dataset = write_dataset(folder / "dataset", [path.read_bytes() for path in files], labels, rows_per_shard=1000)
     return open_split(dataset, "patient", "train", folder / "cache")
 
 
@@ -200,9 +194,7 @@ def _plan_row() -> Row:
 def _augmentation_row() -> Row:
     widths, heights = np.full(256, 768), np.full(256, 496)
     view, config = View(image_size=224), AugmentConfig()
-    times_ms = _wall_ms(
-        lambda: draw_augmentation(config, view, widths, heights, seed=0, epoch=1, start=10_000)
-    )
+    times_ms = _wall_ms(lambda: draw_augmentation(config, view, widths, heights, seed=0, epoch=1, start=10_000))
     return measured(
         "augmentation numbers of a batch of 256",
         [1000 * time_ms / 256 for time_ms in times_ms],

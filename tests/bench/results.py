@@ -95,11 +95,9 @@ def write_section(path: Path, name: str, title: str, rows: Iterable[Row]) -> Non
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     section = f"{begin}\n{_render(title, list(rows))}{end}"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    if pattern.search(text):
-        text = pattern.sub(lambda _: section, text, count=1)
-    else:
-        text = f"{text.rstrip()}\n\n{section}\n"
-    path.write_text(text)
+    if not pattern.search(text):
+        text = f"{text.rstrip()}\n\n{begin}{end}\n"
+    path.write_text(pattern.sub(lambda _: section, text, count=1))
 
 
 def _render(title: str, rows: Sequence[Row]) -> str:

@@ -57,7 +57,7 @@ def test_numbers_are_read_as_people_write_them(text: str, value: float) -> None:
 
 def test_values_may_hold_an_equals_sign() -> None:
     """Only the first `=` separates."""
-    assert "a=b" == _load("train.uri=a=b").train.uri
+    assert _load("train.uri=a=b").train.uri == "a=b"
 
 
 @pytest.mark.parametrize(
@@ -122,4 +122,4 @@ def test_digest_ignores_the_order_of_keys() -> None:
 
 def test_to_dict_holds_plain_values() -> None:
     """Tuples become lists, sections dictionaries."""
-    assert {"lr": 0.1, "name": "sgd", "betas": [0.9, 0.999]} == to_dict(_Root())["optim"]
+    assert to_dict(_Root())["optim"] == {"lr": 0.1, "name": "sgd", "betas": [0.9, 0.999]}

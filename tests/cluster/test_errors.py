@@ -31,4 +31,4 @@ def test_errors_survive_pickling(error: Exception) -> None:
 
 def test_exit_codes() -> None:
     """1 failed, 2 bad input, 75 stopped."""
-    assert [1, 2, 75, 1] == [error.exit_code for error in (XdistError, InputError, StoppedError, StoreError)]
+    assert [error.exit_code for error in (XdistError, InputError, StoppedError, StoreError)] == [1, 2, 75, 1]

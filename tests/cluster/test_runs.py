@@ -19,12 +19,12 @@ def _folder(tmp_path: Path, driver: str) -> RunFolder:
 def test_a_stale_driver_cannot_publish(tmp_path: Path) -> None:
     """After a second start has claimed the run, the first can write nothing, and what it wrote stays."""
     old, new = _folder(tmp_path, "old"), _folder(tmp_path, "new")
-    assert (1, 2) == (old.claim(), 0 or _publish_and_claim(old, new))
+    assert (old.claim(), 0 or _publish_and_claim(old, new)) == (1, 2)
     with pytest.raises(StaleDriverError, match="attempt 2"):
         old.publish("model/x", b"late")
     new.publish("model/y", b"new")
-    assert ["x", "y"] == new.store.list("model")
-    assert b"early" == new.store.read("model/x")
+    assert new.store.list("model") == ["x", "y"]
+    assert new.store.read("model/x") == b"early"
 
 
 def _publish_and_claim(old: RunFolder, new: RunFolder) -> int:
@@ -42,7 +42,7 @@ def test_one_name_goes_to_one_of_many_starts(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [0] * 7 + [1] == sorted(numbers)
+    assert sorted(numbers) == [0] * 7 + [1]
 
 
 def test_racing_attempts_get_numbers_of_their_own(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_runs_are_listed_and_opened(tmp_path: Path) -> None:
     folder = _folder(tmp_path, "d")
     folder.publish_json("run.json", {"status": "running"})
     (tmp_path / "other").mkdir()
-    assert [("run", {"status": "running"})] == list(list_runs(str(tmp_path)))
-    assert {"status": "running"} == open_run(str(tmp_path / "run")).read_run()
+    assert list(list_runs(str(tmp_path))) == [("run", {"status": "running"})]
+    assert open_run(str(tmp_path / "run")).read_run() == {"status": "running"}
     with pytest.raises(InputError, match="no run folder"):
         open_run(str(tmp_path / "other"))

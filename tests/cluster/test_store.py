@@ -20,8 +20,8 @@ def test_what_is_written_is_read(store: Store) -> None:
     """Bytes and JSON, in folders that are made on the way."""
     store.write("a/b.bin", b"\x00\x01")
     store.write_json("a/c.json", {"x": [1]})
-    assert (b"\x00\x01", {"x": [1]}) == (store.read("a/b.bin"), store.read_json("a/c.json"))
-    assert ["b.bin", "c.json"] == store.list("a")
+    assert (store.read("a/b.bin"), store.read_json("a/c.json")) == (b"\x00\x01", {"x": [1]})
+    assert store.list("a") == ["b.bin", "c.json"]
 
 
 def test_a_reader_sees_old_or_new(store: Store) -> None:
@@ -35,15 +35,13 @@ def test_a_reader_sees_old_or_new(store: Store) -> None:
         seen.add(store.read("x"))
     writer.join()
     assert seen <= set(values)
-    assert ["x"] == store.list()
+    assert store.list() == ["x"]
 
 
 def test_create_gives_a_key_to_one_writer(store: Store) -> None:
     """Of many that race for a key exactly one wins, and its bytes stay."""
     won: list[int] = []
-    threads = [
-        threading.Thread(target=lambda n=n: store.create("k", bytes([n])) and won.append(n)) for n in range(16)
-    ]
+    threads = [threading.Thread(target=lambda n=n: store.create("k", bytes([n])) and won.append(n)) for n in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -18,4 +18,4 @@ def test_nothing_hidden_is_left(text: str) -> None:
 
 def test_escapes_are_shown() -> None:
     """An escape sequence and a bidi mark become readable text; other letters stay."""
-    assert "a\\x1b[31mé\\u202eb" == printable("a\x1b[31mé\u202eb")
+    assert printable("a\x1b[31mé\u202eb") == "a\\x1b[31mé\\u202eb"

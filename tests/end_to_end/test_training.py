@@ -41,13 +41,13 @@ def _tensors(result: LaunchResult) -> list[bytes]:
 def test_a_run_folder_holds_what_run_json_lists(whole: LaunchResult) -> None:
     """Everything under `complete` is there and reads whole; the newest three checkpoints are kept."""
     folder, record = Path(whole.run_uri), _record(whole)
-    assert ("finished", 1, 1, 2) == tuple(record[key] for key in ("status", "attempt", "group_starts", "epochs"))
+    assert tuple(record[key] for key in ("status", "attempt", "group_starts", "epochs")) == ("finished", 1, 1, 2)
     assert {"config.yaml", "metrics.jsonl", "model/model.json", "evaluation/test.json"} <= set(record["complete"])
-    assert [] == [key for key in record["complete"] if not (folder / key).is_file()]
-    assert ["e001-s000000-a01", "e001-s000002-a01", "e002-s000000-a01"] == [p.name for p in _checkpoints(whole)]
+    assert [key for key in record["complete"] if not (folder / key).is_file()] == []
+    assert [p.name for p in _checkpoints(whole)] == ["e001-s000000-a01", "e001-s000002-a01", "e002-s000000-a01"]
     kinds = [json.loads(line)["kind"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert ["step", "epoch"] * 2 == kinds
-    assert 48 == pq.read_table(folder / "predictions/test.parquet").num_rows
+    assert kinds == ["step", "epoch"] * 2
+    assert pq.read_table(folder / "predictions/test.parquet").num_rows == 48
     parts = ("start", "first_step", "train", "data_wait", "checkpoint", "evaluate", "final_evaluation", "job")
     assert set(parts) == set(record["seconds"])
 
@@ -75,7 +75,7 @@ def test_the_same_command_ends_in_the_same_bytes(whole: LaunchResult, train: Tra
     train("longer", "train.epochs=1", "run.resume=auto")
     longer = train("longer", "run.resume=auto", "checkpoint.every_steps=2")
     assert _tensors(whole) == _tensors(again) == _tensors(longer)
-    assert [1, 2] == [attempt["attempt"] for attempt in _record(longer)["attempts"]]
+    assert [attempt["attempt"] for attempt in _record(longer)["attempts"]] == [1, 2]
     assert whole.evaluations["test"] == longer.evaluations["test"]
 
 
@@ -84,24 +84,24 @@ def test_another_number_of_workers_may_take_over(train: Train) -> None:
     train("handed", "train.epochs=1")
     handed = train("handed", "run.resume=must", "scale.num_workers=1")
     record = _record(handed)
-    assert (24, [2, 1], 2) == (
+    assert (
         record["micro_batch_size"],
         [attempt["workers"] for attempt in record["attempts"]],
         record["epochs"],
-    )
+    ) == (24, [2, 1], 2)
 
 
 def test_a_non_finite_loss_ends_in_one_attempt(train: Train) -> None:
     """The error names step and rank; Ray did not try again although it may three times."""
     with pytest.raises(RunFailedError, match=r"not a finite number at step \d+ .* rank \d") as caught:
         train("broken", "optim.name=sgd", "optim.lr=1e30")
-    assert "non_finite_loss" == caught.value.kind
+    assert caught.value.kind == "non_finite_loss"
 
 
 def test_what_a_failed_run_leaves(train: Train, whole: LaunchResult) -> None:
     """run.json of the run above says failed, why, and that one group of workers was started."""
     record = json.loads((Path(whole.run_uri).parent / "broken" / "run.json").read_text())
-    assert ("failed", "non_finite_loss", 1) == (record["status"], record["reason"]["kind"], record["group_starts"])
+    assert (record["status"], record["reason"]["kind"], record["group_starts"]) == ("failed", "non_finite_loss", 1)
 
 
 def test_more_workers_than_the_cluster_holds_fail_at_once(train: Train) -> None:
@@ -145,7 +145,7 @@ def test_a_finished_run_is_left_alone(train: Train, whole: LaunchResult) -> None
     """Asked to go on with nothing left to do, it returns its figures and starts no attempt."""
     again = train("whole", "run.resume=auto", "checkpoint.every_steps=2")
     assert whole.evaluations == again.evaluations
-    assert 1 == len(_record(again)["attempts"])
+    assert len(_record(again)["attempts"]) == 1
 
 
 def test_evaluate_gives_the_figures_of_the_run(
@@ -154,7 +154,7 @@ def test_evaluate_gives_the_figures_of_the_run(
     """`evaluate RUN --split test --json` in another process layout repeats the run's figures, and counts."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = _record(whole)["test_evaluations"]
-    assert 0 == main(["evaluate", whole.run_uri, "--split", "test", "--json"])
+    assert main(["evaluate", whole.run_uri, "--split", "test", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert whole.evaluations["test"]["confusion_matrix"] == figures["confusion_matrix"]
     assert figures["ece"]["value"] == pytest.approx(whole.evaluations["test"]["ece"]["value"], abs=1e-6)

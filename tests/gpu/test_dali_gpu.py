@@ -97,9 +97,7 @@ def test_the_loader_trains_from_the_gpu(images, device, tmp_path: Path):
     plan = Plan(split.class_counts, 1.0, seed=0)
     requests = training_requests(plan, StepPlan(plan.num_draws, 16, 8), World(), 0)
     config = LoaderConfig()
-    with Loader(
-        split, dataset.info, config, augment=AugmentConfig(), seed=0, device=device, threads=4
-    ) as loader:
+    with Loader(split, dataset.info, config, augment=AugmentConfig(), seed=0, device=device, threads=4) as loader:
         batches = list(loader.load(requests))
     assert loader.backend == "dali"
     assert sum(len(batch) for batch in batches) == plan.num_draws

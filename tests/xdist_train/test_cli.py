@@ -26,7 +26,7 @@ def test_help_answers_at_once() -> None:
         started = time.perf_counter()
         result = _run("--help")
         seconds.append(time.perf_counter() - started)
-    assert [] == [verb for verb in _VERBS if verb not in result.stdout]
+    assert [verb for verb in _VERBS if verb not in result.stdout] == []
     assert min(seconds) < 1
 
 
@@ -43,7 +43,7 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize("verb", _VERBS)
 def test_each_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`VERB --help` shows a line to copy."""
-    assert 0 == main([verb, "--help"])
+    assert main([verb, "--help"]) == 0
     assert f"Example: xdist-train {verb}" in " ".join(capsys.readouterr().out.split())
 
 
@@ -65,7 +65,7 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(
     arguments: list[str], part: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """No traceback; the text says what was wrong."""
-    assert 2 == main(arguments)
+    assert main(arguments) == 2
     error = capfd.readouterr().err
     assert part in error
     assert "Traceback" not in error

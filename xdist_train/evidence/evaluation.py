@@ -9,7 +9,7 @@ import io
 import json
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,9 +90,7 @@ def run_evaluation(model_uri: str, split: str, data_uri: str = "", resamples: in
     store = open_store(model_uri)
     is_run = store.exists(RUN)
     if is_run and store.read_json(RUN)["status"] == "running":
-        raise InputError(
-            f"{model_uri!r} is still running (see `xdist-train runs`). Evaluate it when it has ended."
-        )
+        raise InputError(f"{model_uri!r} is still running (see `xdist-train runs`). Evaluate it when it has ended.")
     model, description = load_model(model_uri)
     dataset = open_dataset(data_uri or _own_data(store, is_run, model_uri))
     require_same_classes(description, dataset.info.classes, dataset.store.uri)
@@ -113,7 +111,7 @@ def _own_data(store: Store, is_run: bool, uri: str) -> str:
 
 def _loader_config(description: ModelDescription) -> LoaderConfig:
     facts = description.preprocessing
-    fit = "crop" if facts.fit == "crop" else "stretch"
+    fit = cast(Literal["stretch", "crop"], facts.fit)
     return LoaderConfig(image_size=facts.image_size, fit=fit, reduce_tolerance=facts.reduce_tolerance)
 
 

@@ -129,7 +129,7 @@ class _Classifier:
 
 
 def _read_picture(path: str | Path) -> _Picture:
-    """The file, verified and cleaned as `pack` does it, so that a model sees what it would have seen packed."""
+    """The file, verified and cleaned as `pack` does it: the model sees what it would have seen packed."""
     try:
         image = read_image(Path(path).read_bytes(), PackConfig().max_pixels)
     except OSError as error:

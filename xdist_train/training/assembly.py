@@ -55,9 +55,7 @@ class Assembly:
         self.micro_batch_size, self.weights = micro_batch_size, weights
         self.view = _input_view(dataset, config.loader, weights)
         cache = cache_root(config.loader.cache_dir)
-        self.splits: dict[str, Split] = {
-            name: open_split(dataset, config.data.split, name, cache) for name in SPLITS
-        }
+        self.splits: dict[str, Split] = {name: open_split(dataset, config.data.split, name, cache) for name in SPLITS}
         self.learner = self._build_learner()
         self.loader = self._build_loader("train", train=True)
         self.job = self._build_job(attempt)
@@ -85,7 +83,7 @@ class Assembly:
         return on_device.map(lambda values: gather_rows(values, self.world).cpu()).ordered()
 
     def val_figures(self) -> dict[str, float]:
-        """Loss and figures of the present weights on val, equal on all ranks; NaN loss alone if they broke; collective."""
+        """Loss and figures on val, equal on all ranks; a NaN loss alone if the weights broke; collective."""
         answers = self.answers("val")
         labels, loss = answers.labels.numpy(), self.learner.loss
         if not torch.isfinite(answers.logits).all():

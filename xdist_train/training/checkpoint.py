@@ -139,5 +139,3 @@ def _join_optimizer(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[s
 def _as_tuple(value: Any) -> Any:
     """JSON turned `betas` into a list, and `params` was one all along; torch takes either for `params`."""
     return tuple(value) if isinstance(value, list) and value and isinstance(value[0], float) else value
-
-

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -181,7 +180,7 @@ def _check_fit(config: Config, dataset: Dataset, resources: ClusterResources) ->
     for kind, (need, have) in wanted.items():
         if need > have:
             raise InputError(
-                f"scale.num_workers={scale.num_workers} x {'1 GPU' if kind == 'GPU' else f'{scale.cpus_per_worker} CPUs'} "
+                f"scale.num_workers={scale.num_workers} (scale.cpus_per_worker={scale.cpus_per_worker}) "
                 f"need {need:g} {kind}s, but the cluster has {have:g} on {resources.nodes} node(s). "
                 "Use fewer workers, or add nodes."
             )
@@ -193,9 +192,7 @@ def _check_fit(config: Config, dataset: Dataset, resources: ClusterResources) ->
     return use_gpu
 
 
-def _claim(
-    config: Config, prepared: _Prepared, command: str, resources: ClusterResources, use_gpu: bool
-) -> RunRecord:
+def _claim(config: Config, prepared: _Prepared, command: str, resources: ClusterResources, use_gpu: bool) -> RunRecord:
     folder = prepared.folder
     number = folder.claim_new() if config.run.resume == "never" else folder.claim()
     if not number:
@@ -279,9 +276,7 @@ def _build_trainer(config: Config, prepared: _Prepared, monitor: Any, attempt: i
     return TorchTrainer(
         run_worker,
         train_loop_config={"order": order},
-        scaling_config=ScalingConfig(
-            num_workers=scale.num_workers, use_gpu=use_gpu, resources_per_worker=resources
-        ),
+        scaling_config=ScalingConfig(num_workers=scale.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name=CHECKPOINTS,
             storage_path=folder.store.uri,

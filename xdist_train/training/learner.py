@@ -95,9 +95,9 @@ class Learner:
         self.optimizer = build_optimizer(self.model, optim)
         self.base_rate = optim.lr
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
-        forward = torch.compile(self.model) if train.compile else self.model
+        forward: nn.Module = torch.compile(self.model) if train.compile else self.model  # type: ignore[assignment]
         # DDP registers hooks on the bare module's parameters; evaluation keeps using the bare module.
-        self.replica = DistributedDataParallel(forward, broadcast_buffers=False) if world.size > 1 else forward
+        self.replica = _replicate(forward, world)
         self.moving_buffers = _moving_buffers(self.model)
         self._settle_buckets()
 
@@ -192,6 +192,10 @@ class Learner:
         if isinstance(self.replica, DistributedDataParallel):
             self._idle_backward()
             self.optimizer.zero_grad(set_to_none=True)
+
+
+def _replicate(module: nn.Module, world: World) -> nn.Module:
+    return DistributedDataParallel(module, broadcast_buffers=False) if world.size > 1 else module
 
 
 def _moving_buffers(model: nn.Module) -> list[Tensor]:

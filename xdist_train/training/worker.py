@@ -62,9 +62,7 @@ def run_worker(values: dict[str, Any]) -> dict[str, Any]:
     """Ray's entry point. Returns a plain summary: status, failure, selection, seconds, splits evaluated."""
     order: WorkerOrder = values["order"]
     context = ray.train.get_context()
-    world = World(
-        context.get_world_rank(), context.get_world_size(), context.get_local_rank(), context.get_node_rank()
-    )
+    world = World(context.get_world_rank(), context.get_world_size(), context.get_local_rank(), context.get_node_rank())
     starts = ray.get(order.monitor.begin.remote()) if world.is_first else 0
     known: Failure | None = ray.get(order.monitor.failure.remote())
     if known is not None:

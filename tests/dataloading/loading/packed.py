@@ -70,9 +70,7 @@ def write_dataset(
     """Pack encoded images as they are; labels ascend. Every image is its own patient."""
     splits = splits or ["train"] * len(images)
     shards = [
-        _write_shard(
-            folder, number, list(enumerate(images))[first : first + rows_per_shard], labels, rows_per_batch
-        )
+        _write_shard(folder, number, list(enumerate(images))[first : first + rows_per_shard], labels, rows_per_batch)
         for number, first in enumerate(range(0, len(images), rows_per_shard))
     ]
     manifest_sha256 = _write_manifest(folder, images, labels, splits, rows_per_shard)

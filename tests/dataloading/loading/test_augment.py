@@ -51,9 +51,7 @@ def box_sides(augmentation: Augmentation, view: View = VIEW) -> np.ndarray:
 
 
 @settings(deadline=None)
-@given(
-    cuts=st.lists(st.integers(0, 96), max_size=5), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 99)
-)
+@given(cuts=st.lists(st.integers(0, 96), max_size=5), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 99))
 def test_numbers_do_not_depend_on_the_batch(cuts, seed, epoch):
     """However an epoch is cut into batches, each position has the same numbers, bit for bit."""
     bounds = [0, *sorted(cuts), 96]
@@ -124,10 +122,7 @@ def test_the_stream_is_the_documented_one():
     uniforms = np.random.Generator(np.random.Philox(key=key)).random((5, 12))
     config = AugmentConfig(**{**OFF, "brightness": 0.5})
     expected = (1 + 0.5 * (2 * uniforms[:, 7] - 1)).astype(np.float32)
-    assert (
-        draw_augmentation(config, VIEW, *sizes(5), seed=7, epoch=4, start=0).gains.tolist()
-        == expected.tolist()
-    )
+    assert draw_augmentation(config, VIEW, *sizes(5), seed=7, epoch=4, start=0).gains.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("fit", ["stretch", "crop"])

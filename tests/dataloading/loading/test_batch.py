@@ -32,9 +32,7 @@ def test_normalise_is_the_formula(in_channels, channels, mean, std, dtype):
     expected = ((images.double() / 255 - centre) / spread).expand(2, channels, 16, 16)
     actual = normalise(images, mean, std, channels, dtype)
     assert actual.dtype == dtype
-    torch.testing.assert_close(
-        actual.double(), expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-14
-    )
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-14)
 
 
 def test_gray_is_expanded_without_a_copy():

@@ -51,9 +51,7 @@ def test_rows_are_the_manifests_in_order_of_class(gray_dataset, tmp_path):
 def test_images_are_the_packed_bytes_without_a_copy(build_dataset, tmp_path):
     """`image` gives the bytes of its row, from any shard and record batch, as a view nobody can write to."""
     images = [bytes([number]) * (number + 1) for number in range(17)]
-    split = open_train(
-        build_dataset(images, [0] * 17, rows_per_shard=7, rows_per_batch=3), tmp_path / "cache"
-    )
+    split = open_train(build_dataset(images, [0] * 17, rows_per_shard=7, rows_per_batch=3), tmp_path / "cache")
     assert [split.image(row).tobytes() for row in range(17)] == images
     assert not split.image(3).flags.writeable
     assert not split.image(3).flags.owndata
@@ -201,9 +199,7 @@ def test_many_openers_at_once_agree(gray_dataset, tmp_path):
     """Openers that arrive together wait for the first and find the same images."""
     counts: list[tuple[int, ...]] = []
     openers = [
-        threading.Thread(
-            target=lambda: counts.append(open_train(gray_dataset, tmp_path / "cache").class_counts)
-        )
+        threading.Thread(target=lambda: counts.append(open_train(gray_dataset, tmp_path / "cache").class_counts))
         for _ in range(6)
     ]
     for opener in openers:

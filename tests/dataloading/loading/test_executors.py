@@ -111,9 +111,7 @@ def stored_turned(upright: np.ndarray, orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     buffer = io.BytesIO()
-    (picture.transpose(inverse) if inverse is not None else picture).save(
-        buffer, "JPEG", quality=95, exif=exif
-    )
+    (picture.transpose(inverse) if inverse is not None else picture).save(buffer, "JPEG", quality=95, exif=exif)
     return buffer.getvalue()
 
 
@@ -150,8 +148,7 @@ def test_batches_of_any_size_come_back_in_order(backend):
     spans = [(0, 3), (3, 4), (4, 24), (0, 1), (7, 19)]
     for _ in range(2):
         pending = [
-            executor.submit([np.frombuffer(i, np.uint8) for i in images[a:b]], plain(images[a:b], 16))
-            for a, b in spans
+            executor.submit([np.frombuffer(i, np.uint8) for i in images[a:b]], plain(images[a:b], 16)) for a, b in spans
         ]
         levels = [p.result()[:, 0, 8, 8].tolist() for p in pending]
         assert levels == [[5 * n for n in range(a, b)] for a, b in spans]
@@ -173,9 +170,7 @@ def test_batches_can_be_given_up(backend):
     good, bad = encode_jpeg(np.full((40, 40), 90, np.uint8)), b"\xff\xd8 no picture"
     executor = build(backend, 1, 16)
     for images in ([good] * 4, [bad] * 4, [good, bad]):
-        pending = [
-            executor.submit([np.frombuffer(i, np.uint8) for i in images], plain([good] * len(images), 16))
-        ]
+        pending = [executor.submit([np.frombuffer(i, np.uint8) for i in images], plain([good] * len(images), 16))]
         pending.append(executor.submit([np.frombuffer(good, np.uint8)], plain([good], 16)))
         for one in pending:
             one.discard()

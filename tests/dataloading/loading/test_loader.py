@@ -34,18 +34,14 @@ def split(gray_dataset: Dataset, tmp_path: Path) -> Split:
     return open_split(gray_dataset, "patient", "train", tmp_path / "cache")
 
 
-def build(
-    split: Split, config: LoaderConfig = CONFIG, augment: AugmentConfig | None = None, seed: int = 0
-) -> Loader:
+def build(split: Split, config: LoaderConfig = CONFIG, augment: AugmentConfig | None = None, seed: int = 0) -> Loader:
     """A loader of two threads on the CPU; skips where DALI is not installed."""
     if config.backend == "dali":
         pytest.importorskip("nvidia.dali", reason="DALI is not installed (extra `dali`)")
     return Loader(split, split.dataset.info, config, augment=augment, seed=seed, device=CPU, threads=2)
 
 
-def training(
-    split: Split, world: World, *, step_size: int = 6, micro: int = 2, epoch: int = 1
-) -> Iterator[Request]:
+def training(split: Split, world: World, *, step_size: int = 6, micro: int = 2, epoch: int = 1) -> Iterator[Request]:
     """Requests of a balanced epoch."""
     plan = Plan(split.class_counts, 1.0, seed=3)
     return training_requests(plan, StepPlan(plan.num_draws, step_size, micro), world, epoch)
@@ -117,9 +113,7 @@ def test_colour_sets_have_three_channels(build_dataset, tmp_path):
     images = [encode_jpeg(speckled_picture(n, 80, 60, channels=3)) for n in range(4)]
     dataset = build_dataset(images, [0, 0, 1, 1], channels=3)
     with build(open_split(dataset, "patient", "train", tmp_path / "cache")) as loader:
-        assert [tuple(b.images.shape) for b in loader.load(evaluation_requests(4, 4, World()))] == [
-            (4, 3, 48, 48)
-        ]
+        assert [tuple(b.images.shape) for b in loader.load(evaluation_requests(4, 4, World()))] == [(4, 3, 48, 48)]
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])
@@ -194,9 +188,7 @@ def test_errors_of_the_requests_reach_the_caller(split):
         ("opencv", "cuda:0", True, "opencv"),
     ],
 )
-def test_the_backend_follows_the_device_and_what_is_installed(
-    monkeypatch, caplog, backend, device, has_dali, expected
-):
+def test_the_backend_follows_the_device_and_what_is_installed(monkeypatch, caplog, backend, device, has_dali, expected):
     """`auto` is DALI on a GPU; where it is not installed there, one line of the log says so."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: has_dali or None)
     with caplog.at_level(logging.WARNING, logger=loader_module.__name__):

@@ -46,9 +46,7 @@ def test_alpha_1_balances_classes_exactly(counts):
 @given(counts=COUNTS, alpha=ALPHAS)
 def test_a_class_without_images_is_never_drawn(counts, alpha):
     """An empty class has no quota, whatever alpha is."""
-    assert [
-        quota for quota, count in zip(quotas(counts, alpha), counts, strict=True) if count == 0 and quota
-    ] == []
+    assert [quota for quota, count in zip(quotas(counts, alpha), counts, strict=True) if count == 0 and quota] == []
 
 
 @settings(deadline=None, max_examples=40)
@@ -67,25 +65,19 @@ def test_a_step_draws_the_same_ids_on_any_number_of_workers_and_after_resume(
     plan = Plan(counts, alpha, seed)
     steps = StepPlan(plan.num_draws, micro_batch_size * micro_batches, micro_batch_size)
     start_step = resume % steps.steps_per_epoch
-    expected = [
-        (step, plan.ids(3, *steps.span(step)).tolist()) for step in range(start_step, steps.steps_per_epoch)
-    ]
+    expected = [(step, plan.ids(3, *steps.span(step)).tolist()) for step in range(start_step, steps.steps_per_epoch)]
     for size in (1, 2, 3, 4, 7):
         worlds = [World(rank=rank, size=size) for rank in range(size)]
         requests = [r for world in worlds for r in training_requests(plan, steps, world, 3, start_step)]
         requests.sort(key=lambda request: (request.step, request.index))
         assert [len(r.rows) <= micro_batch_size for r in requests] == [True] * len(requests)
-        assert [
-            (s, [row for r in requests if r.step == s for row in r.rows]) for s, _ in expected
-        ] == expected
+        assert [(s, [row for r in requests if r.step == s for row in r.rows]) for s, _ in expected] == expected
         assert np.concatenate([r.start + np.arange(len(r.rows)) for r in requests]).tolist() == list(
             range(steps.span(start_step)[0], plan.num_draws)
         )
 
 
-@given(
-    step_size=st.integers(1, 40), micro=st.integers(1, 9), draws=st.integers(1, 200), size=st.integers(1, 7)
-)
+@given(step_size=st.integers(1, 40), micro=st.integers(1, 9), draws=st.integers(1, 200), size=st.integers(1, 7))
 def test_workers_share_a_step_evenly(step_size, micro, draws, size):
     """No worker runs two micro batches more than another in a step, and together they run each once."""
     steps = StepPlan(draws, step_size, micro)
@@ -130,9 +122,7 @@ def test_the_order_looks_random_at_every_lag():
     for lag in (1, 2, 10, 100):  # bound: four standard deviations of a random order, 1 / sqrt(n)
         assert abs(np.corrcoef(order[:-lag], order[lag:])[0, 1]) < 0.04
     cells = np.histogram2d(np.arange(10_000), order, bins=10)[0]
-    assert (
-        (cells - 100) ** 2 / 100
-    ).sum() < 130  # chi-squared, 81 degrees of freedom: 0.9995 quantile is 128
+    assert ((cells - 100) ** 2 / 100).sum() < 130  # chi-squared, 81 degrees of freedom: 0.9995 quantile is 128
 
 
 def test_balanced_draws_spread_over_a_small_class_anew_each_epoch():

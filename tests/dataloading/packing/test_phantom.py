@@ -137,9 +137,7 @@ def test_no_lesion_is_lost(patient: int, label: str, difficulty: float, size_sca
     assert mask.any()
 
 
-def test_same_seed_same_bytes_on_any_number_of_workers(
-    tree: tuple[Path, PhantomSummary], tmp_path: Path
-) -> None:
+def test_same_seed_same_bytes_on_any_number_of_workers(tree: tuple[Path, PhantomSummary], tmp_path: Path) -> None:
     """The files do not depend on how many processes write them."""
     run_phantom(tmp_path / "again", SMALL, workers=2)
     assert read_files(tree[0]) == read_files(tmp_path / "again")
@@ -148,18 +146,14 @@ def test_same_seed_same_bytes_on_any_number_of_workers(
 def test_another_seed_another_set() -> None:
     """The seed changes the patients, and with the same patient the picture."""
     task = PatientTask(12345, "train", "DME", 1)
-    first, second = (
-        draw_labelled_scan(PhantomConfig(seed=seed, size_scale=0.25), task, 1)[0] for seed in (1, 2)
-    )
+    first, second = (draw_labelled_scan(PhantomConfig(seed=seed, size_scale=0.25), task, 1)[0] for seed in (1, 2))
     assert not np.array_equal(first, second)
     assert plan_patients(PhantomConfig(seed=1)) != plan_patients(PhantomConfig(seed=2))
 
 
 @settings(deadline=None)
 @given(num_images=st.integers(12, 3000), mean=st.integers(1, 9), val=st.sampled_from([0, 0.01, 0.3]))
-def test_a_patient_is_in_one_split_and_class_and_classes_are_balanced(
-    num_images: int, mean: int, val: float
-) -> None:
+def test_a_patient_is_in_one_split_and_class_and_classes_are_balanced(num_images: int, mean: int, val: float) -> None:
     """Each patient is dealt once; the images add up; classes of a split differ by one image at most."""
     config = PhantomConfig(num_images=num_images, images_per_patient=mean, val_fraction=val)
     tasks = plan_patients(config)

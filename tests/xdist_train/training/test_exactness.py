@@ -89,7 +89,7 @@ _RUN = TrainConfig(epochs=2, batch_size=24, log_every_steps=2, clip_norm=1.0)
 
 
 def _train_whole_and_resumed(world: World, folder: Path) -> dict[str, Any]:
-    """Final tensors of an undisturbed run, of its repetition, of one resumed at (1, 2), and of one stopped and resumed."""
+    """Final tensors of a run, of its repetition, of one resumed at (1, 2), and of one stopped and resumed."""
     return {
         "whole": _train(world, folder / "a"),
         "again": _train(world, folder / "b"),

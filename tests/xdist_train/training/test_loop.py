@@ -41,17 +41,15 @@ def test_history_has_a_row_a_log_step_and_an_epoch() -> None:
 def test_checkpoints_are_named_by_the_next_step() -> None:
     """One every `checkpoint.every_steps` inside an epoch, and one at each epoch's end."""
     _, reporter = _run(_job(checkpoint=CheckpointConfig(every_steps=3)))
-    assert ["e000-s000003-a01", "e001-s000000-a01", "e001-s000003-a01", "e002-s000000-a01"] == reporter.saved
+    assert reporter.saved == ["e000-s000003-a01", "e001-s000000-a01", "e001-s000003-a01", "e002-s000000-a01"]
 
 
 def test_the_best_epoch_is_published_once_each_time_it_improves() -> None:
     """val figures 0.5, 0.9, 0.7 publish epochs 0 and 1."""
     figures = iter([0.5, 0.9, 0.7])
-    job = _job(
-        train=replace(_TRAIN, epochs=3), evaluate=lambda: {"loss": 1.0, "balanced_accuracy": next(figures)}
-    )
+    job = _job(train=replace(_TRAIN, epochs=3), evaluate=lambda: {"loss": 1.0, "balanced_accuracy": next(figures)})
     outcome, reporter = _run(job)
-    assert [(0, 0.5), (1, 0.9)] == [(chosen.epoch, chosen.value) for chosen in reporter.selections]
+    assert [(chosen.epoch, chosen.value) for chosen in reporter.selections] == [(0, 0.5), (1, 0.9)]
     assert outcome.state.selection == reporter.selections[-1]
 
 
@@ -59,13 +57,13 @@ def test_early_stopping_ends_the_run() -> None:
     """With patience 1 and a figure that never improves, epoch 1 is the last of 5."""
     job = replace(_job(train=replace(_TRAIN, epochs=5)), early_stopping=EarlyStoppingConfig(patience=1))
     outcome, _ = _run(job)
-    assert ("finished", 2, True) == (outcome.status, outcome.state.epoch, outcome.state.stopped_early)
+    assert (outcome.status, outcome.state.epoch, outcome.state.stopped_early) == ("finished", 2, True)
 
 
 def test_a_request_to_stop_leaves_a_checkpoint_of_the_present_position() -> None:
     """Asked at the first control point, the run stops behind a checkpoint of step 1 or 2 and says so."""
     outcome, reporter = _run(_job(), stop_after=0)
-    assert "stopped" == outcome.status
+    assert outcome.status == "stopped"
     assert [f"e000-s{outcome.state.step:06d}-a01"] == reporter.saved
 
 
@@ -87,12 +85,12 @@ def test_a_non_finite_loss_ends_the_run_with_step_and_rank() -> None:
     """NaN at step 2 on rank 1 of 2 is a returned failure that names both; nothing is raised."""
     outcome = run_ranks(2, _broken_at, 2, 1)
     assert outcome.failure is not None
-    assert ("failed", "non_finite_loss", 2, 1) == (
+    assert (
         outcome.status,
         outcome.failure.kind,
         outcome.failure.step,
         outcome.failure.rank,
-    )
+    ) == ("failed", "non_finite_loss", 2, 1)
     assert "step 2" in outcome.failure.message
     assert "rank 1" in outcome.failure.message
 
@@ -100,7 +98,7 @@ def test_a_non_finite_loss_ends_the_run_with_step_and_rank() -> None:
 def test_a_broken_evaluation_ends_the_run() -> None:
     """A val loss that is not finite is a failure too, and publishes no model."""
     outcome, reporter = _run(_job(evaluate=lambda: {"loss": math.nan}))
-    assert ("failed", []) == (outcome.status, reporter.selections)
+    assert (outcome.status, reporter.selections) == ("failed", [])
 
 
 @pytest.mark.parametrize("wait_s", [0.05, 0.2])
