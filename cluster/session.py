@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.errors import InputError
 
-__all__ = ["ClusterResources", "cluster_resources", "connect"]
+__all__ = ["ClusterResources", "cluster_resources", "connect", "set_start_limit"]
 
 # What Ray is told on every driver: short polls so that the end of a run is seen at once; the rest is noise.
 _ENVIRONMENT = {
@@ -45,7 +45,7 @@ def connect(environment: dict[str, str] | None = None, local_cpus: int | None = 
     for the life of the block (`local_cpus` CPUs, by default all).
 
     Raises:
-        InputError: `RAY_ADDRESS` names a cluster that does not answer.
+        InputError: `RAY_ADDRESS` names a cluster that does not answer, or goes through Ray Client.
     """
     for key, value in {**_ENVIRONMENT, **(environment or {})}.items():
         os.environ.setdefault(key, value)
@@ -64,6 +64,10 @@ def connect(environment: dict[str, str] | None = None, local_cpus: int | None = 
 def _init(ray: Any, local_cpus: int | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith("ray://"):
+        raise InputError(
+            f"RAY_ADDRESS={address}: a Ray Client connection cannot drive a training. Run the command on the cluster."
+        )
     try:
         if address != "local" and (address or _runs_here()):
             ray.init(address=address or "auto", **quiet)
@@ -81,6 +85,11 @@ def _runs_here() -> bool:
     from ray._private.services import find_bootstrap_address, find_gcs_addresses
 
     return find_bootstrap_address(None) in find_gcs_addresses()
+
+
+def set_start_limit(seconds: float) -> None:
+    """How long Ray may try to start one group of workers; read by Ray when a job begins."""
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(seconds)
 
 
 def cluster_resources(ray: Any) -> ClusterResources:

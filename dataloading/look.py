@@ -89,7 +89,7 @@ def audit_lines(info: DatasetInfo) -> list[str]:
     """What `pack` found, for the terminal: counts by split, what the set is made of, and its warnings."""
     facts = [
         f"{info.num_images:,} images of {info.num_patients:,} patients, "
-        f"{'gray' if info.channels == 1 else 'RGB'}, mean {_figures(info.mean)}, standard deviation {_figures(info.std)}",
+        f"{'gray' if info.channels == 1 else 'RGB'}, mean {_figures(info.mean)}, std {_figures(info.std)}",
         f"shards: {len(info.shards):,} of {info.num_bytes / 2**20:,.1f} MiB in all; quarantined: {info.num_quarantined:,}",
         f"fingerprint {info.fingerprint[:16]}, from {printable(info.source)}",
     ]

@@ -53,7 +53,8 @@ def assign_splits(
     Returns:
         Part of each row: int8 [n].
     """
-    assert len(labels) == len(patients) and 0 < len(fractions) <= _MAX_PARTS
+    assert len(labels) == len(patients)
+    assert 0 < len(fractions) <= _MAX_PARTS
     if not len(labels):
         return np.empty(0, np.int8)
     names, group_of = np.unique(join_patients(patients, linked), return_inverse=True)
@@ -75,10 +76,10 @@ def join_patients(patients: Sequence[str], linked: npt.NDArray[np.integer] | Non
         return name
 
     first_of_link: dict[int, str] = {}
-    rows = np.flatnonzero(np.asarray(linked) >= 0) if linked is not None else ()
-    for row in rows:
-        one, other = root(first_of_link.setdefault(int(np.asarray(linked)[row]), patients[row])), root(patients[row])
-        parent[max(one, other)] = min(one, other)
+    for link, patient in zip([] if linked is None else linked.tolist(), patients, strict=False):
+        if link >= 0:
+            one, other = root(first_of_link.setdefault(link, patient)), root(patient)
+            parent[max(one, other)] = min(one, other)
     return [root(name) for name in patients]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import entry_points, version
 from typing import Annotated
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     except Exception as error:  # the process entry point: every error ends as one paragraph
         if os.environ.get("XDIST_DEBUG"):
-            raise
+            traceback.print_exc()
         return _report(error)
     return 0
 

@@ -37,7 +37,8 @@ def train(
     from xdist_train.training.launch import launch
 
     config = resolve_config(recipe, overrides or [])
-    result = launch(config, command=_command(), console=_console(), label=Path(recipe).stem)
+    # With --json standard output holds nothing but the result.
+    result = launch(config, command=_command(), console=_console(stderr=as_json), label=Path(recipe).stem)
     _print_result(result, as_json)
 
 
@@ -131,10 +132,10 @@ def _command() -> str:
     return shlex.join(["xdist-train", *sys.argv[1:]])
 
 
-def _console() -> Console:
+def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console()
+    return Console(stderr=stderr)
 
 
 def _print_result(result: LaunchResult, as_json: bool) -> None:

@@ -1,7 +1,7 @@
 """What a user must know of a set before trusting a figure on it: counts, leaks, shortcuts.
 
-Owns the figures under `audit` in `dataset.json`, all plain JSON values, and the sentences under `warnings`, each true of the
-set as packed. Reads what packing gathered; changes nothing.
+Owns the figures under `audit` in `dataset.json`, all plain JSON values. Reads what packing gathered; changes
+nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Gathered:
     duplicates: Duplicates
     rejected: Sequence[Rejected]
     channels: int
-    num_masks_found: int
+    num_masks_unused: int
 
 
 def build_audit(gathered: Gathered) -> Audit:
@@ -174,9 +174,10 @@ def _pictures(gathered: Gathered) -> Audit:
 
 def _masks(gathered: Gathered) -> Audit:
     packed = sum(entry.facts.mask_sha256 is not None for entry in gathered.entries)
-    problems = [f"{entry.image.source}: {entry.facts.mask_problem}" for entry in gathered.entries if entry.facts.mask_problem]
-    unmatched = gathered.num_masks_found - packed - len(problems)
-    return {"packed": packed, "bad": _named(problems), "without_image": unmatched}
+    problems = [
+        f"{entry.image.source}: {entry.facts.mask_problem}" for entry in gathered.entries if entry.facts.mask_problem
+    ]
+    return {"packed": packed, "bad": _named(problems), "without_image": gathered.num_masks_unused}
 
 
 def _quarantine(gathered: Gathered) -> Audit:

@@ -26,10 +26,11 @@ def _size_baseline(audit: Audit) -> Iterator[str]:
     baseline = audit["size_baseline"]
     if baseline and baseline["above_chance"]:
         yield (
-            f"Width and height alone tell the class better than chance: on {baseline['num_images']:,} images of val and test, accuracy "
-            f"{baseline['accuracy']:.2f} (always naming the largest class: {baseline['majority_accuracy']:.2f}), balanced "
-            f"accuracy {baseline['balanced_accuracy']:.2f} (chance {baseline['chance']:.2f}). A network can learn "
-            "the size instead of the disease; compare its figures with these."
+            "Width and height alone tell the class better than chance: on "
+            f"{_many(baseline['num_images'], 'image')} of val and test, balanced accuracy "
+            f"{baseline['balanced_accuracy']:.2f} (chance {baseline['chance']:.2f}), accuracy "
+            f"{baseline['accuracy']:.2f} (always naming the largest class: {baseline['majority_accuracy']:.2f}). "
+            "A network can learn the size instead of the disease; compare its figures with these."
         )
 
 
@@ -38,14 +39,14 @@ def _given_splits(audit: Audit) -> Iterator[str]:
     if count := shared["patients"]["count"]:
         share = shared["test_images_of_train_patients"] / max(shared["test_images"], 1)
         yield (
-            f"The set's own splits share {_many(count, 'patient')}{_such_as(shared['patients'])}; {share:.0%} of its test "
-            "images are of patients in train. Figures on data.split=given are too good; data.split=patient "
-            "keeps patients apart."
+            f"The set's own splits share {_many(count, 'patient')}{_such_as(shared['patients'])}; {share:.0%} of "
+            "its test images are of patients in train. Where they share, figures on data.split=given are too good; "
+            "data.split=patient keeps patients apart."
         )
     if count := shared["duplicates"]["count"]:
         yield (
-            f"{_many(count, 'pair')} of equal pictures lie in two of the set's own splits{_such_as(shared['duplicates'])}; "
-            "data.split=patient keeps them together."
+            f"{_many(count, 'pair')} of equal pictures lie in two of the set's own splits"
+            f"{_such_as(shared['duplicates'])}; data.split=patient keeps them together."
         )
     for split, classes in audit["given_split_counts"].items():
         if split != "train" and 0 < sum(classes.values()) < _FEW_IMAGES:
@@ -66,13 +67,14 @@ def _patients(audit: Audit) -> Iterator[str]:
     both, by_stem = patients["in_two_classes"], patients["found_by"].get("stem", 0)
     if both["count"]:
         yield (
-            f"{_many(both['count'], 'patient')} of {patients['count']:,} have images in two classes or more{_such_as(both)}; "
-            "each is kept whole in one split."
+            f"{_many(both['count'], 'patient')} of {patients['count']:,} have images in two classes or more"
+            f"{_such_as(both)}; each is kept whole in one split."
         )
     if by_stem:
         yield (
-            f"{_many(by_stem, 'file name')} of {sum(patients['found_by'].values()):,} name no patient by a known rule, so each "
-            "counts as a patient of its own; if some show the same patient, set pack.patient, or splits will leak."
+            f"{_many(by_stem, 'file name')} of {sum(patients['found_by'].values()):,} name no patient by a known "
+            "rule, so each counts as a patient of its own; if some show the same patient, set pack.patient, or splits "
+            "will leak."
         )
 
 
@@ -125,7 +127,8 @@ def _pictures(audit: Audit) -> Iterator[str]:
 def _masks(audit: Audit) -> Iterator[str]:
     masks = audit["masks"]
     if masks["bad"]["count"]:
-        yield f"{_many(masks['bad']['count'], 'mask')} do not fit and were left out{_such_as(masks['bad'])}; the images stay."
+        count = masks["bad"]["count"]
+        yield f"{_many(count, 'mask')} do not fit and were left out{_such_as(masks['bad'])}; the images stay."
     if masks["without_image"]:
         yield f"{_many(masks['without_image'], 'mask')} belong to no packed image."
 

@@ -10,11 +10,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
 
-from dataloading.packing.images import ReadImage, is_coloured, read_image
+from dataloading.packing.images import Picture, ReadImage, is_coloured, read_image
 from dataloading.packing.likeness import build_thumbnail, perceptual_hash
 from dataloading.packing.masks import read_mask
 from dataloading.packing.pixel_sums import PixelSums, sum_pixels
@@ -85,7 +86,7 @@ def _examine(task: Task) -> Examined | str:
 
 def _measure(task: Task, data: bytes, image: ReadImage) -> Examined:
     pixels = image.pixels
-    gray = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+    gray = pixels if pixels.ndim == 2 else cast(Picture, cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY))
     height_px, width_px = gray.shape
     mask, problem = _examine_mask(task.mask, width_px, height_px)
     thumbnail = build_thumbnail(gray)

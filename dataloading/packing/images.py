@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import cv2
 import numpy as np
@@ -25,13 +26,11 @@ from dataloading.packing.parsed import Parsed, check_depth
 from dataloading.packing.png import PNG_MAGIC, parse_png
 from dataloading.packing.rejection import NOT_AN_IMAGE, RejectedError
 
-__all__ = ["IMAGE_SUFFIXES", "ReadImage", "is_coloured", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "Picture", "ReadImage", "is_coloured", "read_image"]
 
 Picture = npt.NDArray[np.uint8]
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"}
-)
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"})
 
 _OTHER_FORMATS = ("BMP", "TIFF", "WEBP", "GIF")
 _GRAY_MODES, _COLOUR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "RGBX", "P", "PA", "YCbCr")
@@ -95,7 +94,7 @@ def is_coloured(pixels: Picture) -> bool:
 
 def _check_size(width_px: int, height_px: int, max_pixels: int) -> None:
     if width_px * height_px > max_pixels:
-        raise RejectedError(f"{width_px} x {height_px} is more than pack.max_pixels = {max_pixels:,} pixels")
+        raise RejectedError(f"too many pixels ({width_px} x {height_px}, and pack.max_pixels is {max_pixels:,})")
 
 
 def _decode(clean: bytes) -> Picture:
@@ -110,7 +109,7 @@ def _decode(clean: bytes) -> Picture:
         raise RejectedError(f"damaged ({damage.strip()})")
     if pixels is None:
         raise RejectedError("cannot be decoded")
-    return pixels
+    return cast(Picture, pixels)
 
 
 def _read_other(data: bytes, max_pixels: int) -> ReadImage:

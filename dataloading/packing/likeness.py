@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ Picture = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
 
 THUMBNAIL_PX = 64
 MIN_CORRELATION = 0.98
@@ -31,9 +33,7 @@ _MAX_NEIGHBOURS = 4096  # compared with each picture in a bucket of the search
 _PAIRS_A_LOOK = 2048  # thumbnails in memory at a time
 
 # Hashes that differ in at most 6 bits agree in at least one of 7 bands.
-_BANDS = [
-    np.uint64(sum(1 << int(bit) for bit in bits)) for bits in np.array_split(np.arange(64), _MAX_BITS + 1)
-]
+_BANDS = [np.uint64(sum(1 << int(bit) for bit in bits)) for bits in np.array_split(np.arange(64), _MAX_BITS + 1)]
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,11 @@ class NearDuplicates:
 
 def build_thumbnail(gray: Picture) -> Picture:
     """A small copy, stretched to a square: uint8 [64, 64] from uint8 [height, width]."""
-    small: Picture = cv2.resize(gray, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
-    return small
+    return cast(Picture, cv2.resize(gray, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA))
 
 
 def perceptual_hash(thumbnail: Picture) -> int:
-    """64 bits: which of the 8 x 8 lowest frequencies (DCT) lie above their median, without the mean (pHash, Zauner 2010)."""
+    """64 bits: which of the 8 x 8 lowest frequencies (DCT) lie above their median (pHash, Zauner 2010)."""
     small = cv2.resize(thumbnail, (_DCT_SIDE, _DCT_SIDE), interpolation=cv2.INTER_AREA)
     low = cv2.dct(small.astype(np.float32))[:_HASH_SIDE, :_HASH_SIDE].ravel()
     return int.from_bytes(np.packbits(low > np.median(low[1:])).tobytes(), "big")
@@ -133,9 +132,7 @@ class _Search:
             yield low[kept], second[kept], mirrored[kept]
 
 
-def _look(
-    thumbnails_of: Callable[[Indices], Picture], first: Indices, second: Indices, mirrored: Flags
-) -> Flags:
+def _look(thumbnails_of: Callable[[Indices], Picture], first: Indices, second: Indices, mirrored: Flags) -> Flags:
     """Whether the small copies correlate: bool [n]."""
     same = np.zeros(len(first), np.bool_)
     for start in range(0, len(first), _PAIRS_A_LOOK):
@@ -146,14 +143,14 @@ def _look(
     return same
 
 
-def _correlation(ones: Picture, others: Picture) -> npt.NDArray[np.float32]:
+def _correlation(ones: Picture, others: Picture) -> Floats:
     """Pearson's, pair by pair; 0 for a picture without contrast: float32 [n]."""
     a, b = (_centred(pictures) for pictures in (ones, others))
     scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
-    product: npt.NDArray[np.float32] = (a * b).sum(axis=1)
-    return np.divide(product, scale, out=np.zeros_like(product), where=scale > 0)
+    product = (a * b).sum(axis=1)
+    return cast(Floats, np.divide(product, scale, out=np.zeros_like(product), where=scale > 0))
 
 
-def _centred(pictures: Picture) -> npt.NDArray[np.float32]:
+def _centred(pictures: Picture) -> Floats:
     flat = pictures.reshape(len(pictures), -1).astype(np.float32)
-    return flat - flat.mean(axis=1, keepdims=True)
+    return cast(Floats, flat - flat.mean(axis=1, keepdims=True))

@@ -7,7 +7,7 @@ that does not fit is reported and left out; the image stays.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,14 +27,15 @@ class MaskFolder:
 
     paths: Mapping[str, Path] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
     def of(self, image: ImageFile) -> Path | None:
         """The mask of an image, or None."""
         stem = image.name.rpartition(".")[0]
         keys = (f"{image.given_split}/{image.class_name}/{stem}", f"{image.class_name}/{stem}")
         return next((self.paths[key] for key in keys if key in self.paths), None)
+
+    def count_unused(self, images: Sequence[ImageFile]) -> int:
+        """Masks that belong to none of the images."""
+        return len(self.paths) - len({path for image in images if (path := self.of(image)) is not None})
 
 
 def find_masks(scan: Scan, folder: Path | None) -> MaskFolder:
@@ -44,7 +45,9 @@ def find_masks(scan: Scan, folder: Path | None) -> MaskFolder:
         InputError: `folder` was given and is none.
     """
     if folder is not None and not folder.is_dir():
-        raise InputError(f"--masks {printable(repr(str(folder)))} is not a folder. Give the folder that holds the masks.")
+        raise InputError(
+            f"--masks {printable(repr(str(folder)))} is not a folder. Give the folder that holds the masks."
+        )
     for place in [folder] if folder else [scan.root / MASKS, scan.root / scan.home / MASKS]:
         if place.is_dir():
             return MaskFolder({_key(path.relative_to(place)): path for path in _png_files(place)})

@@ -168,7 +168,7 @@ def _pack(job: _Job) -> PackResult:
         duplicates=duplicates,
         rejected=verified.rejected,
         channels=channels,
-        num_masks_found=len(job.masks),
+        num_masks_unused=job.masks.count_unused([entry.image for entry in entries]),
     )
     manifest = _build_manifest(entries, splits, join_patients(patients, duplicates.linked))
     info = _publish(job, verified, manifest, channels, build_audit(gathered))

@@ -119,9 +119,7 @@ def _scan_folders(root: Path, skip: Path | None) -> Scan:
     given = [folder for folder, split in splits.items() if split]
     if given and len(given) < len(folders):
         others = _shown(*(folder.name for folder in folders if not splits[folder]))
-        raise InputError(
-            f"SRC {_shown(root)} mixes train, val and test with other folders: {others}. Move those away."
-        )
+        raise InputError(f"SRC {_shown(root)} mixes train, val and test with other folders: {others}. Move those away.")
     images, rejected = [], walk.outside(loose)
     parents = [(folder, splits[folder]) for folder in folders] if given else [(home, None)]
     for parent, split in parents:
@@ -206,7 +204,9 @@ class _Walk:
                 "Put the files themselves there, or give the folder that holds them."
             )
         if path.is_dir():
-            raise InputError(f"{_shown(path)} is a link to a folder, which is not followed. Put the folder itself there.")
+            raise InputError(
+                f"{_shown(path)} is a link to a folder, which is not followed. Put the folder itself there."
+            )
 
 
 def _scan_csv(root: Path, csv_path: Path) -> Scan:
@@ -248,8 +248,15 @@ def _image_of_row(root: Path, row: Mapping[str, str], where: str) -> ImageFile:
     source, split = PurePosixPath(row["path"]), row.get("split", "")
     if not row["path"] or not row["label"]:
         raise InputError(f"{where}: path or label is empty.")
-    if source.is_absolute() or ".." in source.parts or "\0" in row["path"] or not (root / source).resolve().is_relative_to(root):
-        raise InputError(f"{where}: {_shown(row['path'])} leaves SRC {_shown(root)}. Give paths inside SRC, relative to it.")
+    if (
+        source.is_absolute()
+        or ".." in source.parts
+        or "\0" in row["path"]
+        or not (root / source).resolve().is_relative_to(root)
+    ):
+        raise InputError(
+            f"{where}: {_shown(row['path'])} leaves SRC {_shown(root)}. Give paths inside SRC, relative to it."
+        )
     if split and split.lower() not in _SPLIT_NAMES:
         raise InputError(f"{where}: split {_shown(split)} is none of train, val and test.")
     return ImageFile(source.as_posix(), row["label"], _SPLIT_NAMES.get(split.lower()), row.get("patient") or None)

@@ -48,7 +48,8 @@ class ShardWriter:
         if not self._rows:
             return
         arrays = [
-            pa.array(column, field.type) for column, field in zip(zip(*self._rows, strict=True), SHARD_SCHEMA, strict=True)
+            pa.array(column, field.type)
+            for column, field in zip(zip(*self._rows, strict=True), SHARD_SCHEMA, strict=True)
         ]
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, SHARD_SCHEMA) as writer:

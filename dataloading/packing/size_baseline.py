@@ -28,7 +28,8 @@ class SizeBaseline:
     """A vote by size, learned on train and tried on the rest.
 
     `accuracy` is of the plain vote, beside `majority_accuracy` of always naming train's largest class;
-    `balanced_accuracy` is of the vote with classes weighted alike, beside `chance`, one by the number of classes.
+    `balanced_accuracy` is of the vote with classes weighted alike, beside `chance`, what the same votes would
+    reach on average were the labels shuffled.
     """
 
     accuracy: float
@@ -57,17 +58,30 @@ def measure_size_baseline(
     balance = 1 / np.maximum(class_sizes, 1)
     truth = labels[~is_train]
     plain, balanced = (_vote(keys, labels, is_train, weights) for weights in (np.ones(len(balance)), balance))
-    accuracy = float((plain == truth).mean())
-    majority = float((truth == class_sizes.argmax()).mean())
-    present = np.unique(truth)
-    recall = float(np.mean([(balanced[truth == label] == label).mean() for label in present]))
-    chance = 1 / len(present)
-    gains = [
-        (accuracy - majority, majority * (1 - majority) / len(truth)),
-        (recall - chance, sum(chance * (1 - chance) / (truth == label).sum() for label in present) * chance**2),
-    ]
-    above = any(gain > max(_LEAST_GAIN, _SURE * variance**0.5) for gain, variance in gains)
-    return SizeBaseline(accuracy, majority, recall, chance, len(truth), above)
+    recall, chance, deviation = _balanced_accuracy(balanced, truth, len(balance))
+    return SizeBaseline(
+        accuracy=float((plain == truth).mean()),
+        majority_accuracy=float((truth == class_sizes.argmax()).mean()),
+        balanced_accuracy=recall,
+        chance=chance,
+        num_images=len(truth),
+        above_chance=recall - chance > max(_LEAST_GAIN, _SURE * deviation),
+    )
+
+
+def _balanced_accuracy(votes: Labels, truth: Labels, num_classes: int) -> tuple[float, float, float]:
+    """Mean recall, and what it would be on average, and by how much it would vary, were the truth shuffled.
+
+    A sum of one term for each image under a random permutation: Hoeffding 1951, theorem 2.
+    """
+    cast, held = (np.bincount(column, minlength=num_classes) for column in (votes, truth))
+    total, present = len(truth), max(int((held > 0).sum()), 1)
+    gain = np.diag(np.divide(1 / present, held, out=np.zeros(num_classes), where=held > 0))  # [vote, truth]
+    by_vote, by_truth = gain @ held / total, cast @ gain / total
+    centred = gain - by_vote[:, None] - by_truth[None, :] + by_truth @ held / total
+    variance = cast @ centred**2 @ held / max(total - 1, 1)
+    chance = float(cast @ by_vote)
+    return float(gain[votes, truth].sum()), chance, float(variance**0.5)
 
 
 def _keys(sizes: Sequence[Size], is_train: npt.NDArray[np.bool_]) -> list[Size]:

@@ -44,9 +44,7 @@ def test_a_patient_is_never_in_two_parts(rows: list[tuple[int, int]], seed: int)
     assert {1} == {len(found) for found in parts_by_patient(parts, patients).values()}
 
 
-@given(
-    rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=60), shuffle=st.randoms()
-)
+@given(rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=60), shuffle=st.randoms())
 def test_order_of_rows_does_not_matter(rows: list[tuple[int, int]], shuffle) -> None:
     """Rows in another order get the same parts."""
 
@@ -85,7 +83,7 @@ def test_large_patients_are_spread() -> None:
     """Train does not take all patients with many images: the mean size is alike in each part."""
     labels, patients = make_set(800)
     parts = assign_splits(labels, patients, FRACTIONS, 0)
-    names, first, sizes = np.unique(patients, return_index=True, return_counts=True)
+    _, first, sizes = np.unique(patients, return_index=True, return_counts=True)
     means = [sizes[parts[first] == part].mean() for part in range(3)]
     assert max(means) < 1.15 * min(means)
 
@@ -123,7 +121,11 @@ def test_the_size_of_oct2017_takes_seconds() -> None:
 def manifest(given_splits: list[str | None], groups: list[str | None] | None = None) -> pa.Table:
     """A manifest of one patient a row with the columns that a split may read."""
     rows = len(given_splits)
-    columns = [[n % 2 for n in range(rows)], [f"p{n}" for n in range(rows)], pa.array(groups or [None] * rows, pa.string())]
+    columns = [
+        [n % 2 for n in range(rows)],
+        [f"p{n}" for n in range(rows)],
+        pa.array(groups or [None] * rows, pa.string()),
+    ]
     return pa.table([*columns, pa.array(given_splits, pa.string()), ["train"] * rows], names=list(SPLIT_COLUMNS))
 
 
@@ -137,7 +139,7 @@ def test_patient_and_given_read_the_stored_columns() -> None:
 @pytest.mark.parametrize("splits", [[None, None], ["train", "test"], ["train", "val", "test", None]])
 def test_given_is_refused_where_the_set_has_none(splits: list[str | None]) -> None:
     """`given` needs train, val and test, and each image in one of them."""
-    with pytest.raises(InputError, match="data.split=patient"):
+    with pytest.raises(InputError, match=r"data\.split=patient"):
         split_of(manifest(splits), "given", FRACTIONS, 0)
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from cluster.config import dump_yaml
 from cluster.errors import InputError, RunFailedError, StoppedError
 from cluster.runs import CHECKPOINTS, CONFIG, RunFolder, evaluation_key
-from cluster.session import ClusterResources, cluster_resources, connect
+from cluster.session import ClusterResources, cluster_resources, connect, set_start_limit
 from cluster.store import open_store
 from dataloading.dataset import SPLITS, Dataset, open_dataset
 from dataloading.loading.cache import cache_root, open_split
@@ -31,14 +31,15 @@ from xdist_train.config import Config, identity, identity_digest
 from xdist_train.models.backbones import build_model, check_model
 from xdist_train.models.weights import StoredWeights, resolve_weights
 from xdist_train.training.live import LiveLine, live_line
-from xdist_train.training.monitor import MonitorView, RunMonitor
+from xdist_train.training.messages import Failure, MonitorView
+from xdist_train.training.monitor import RunMonitor
 from xdist_train.training.optim import build_schedule
 from xdist_train.training.record import RunRecord, first_record
-from xdist_train.training.state import Failure
 
 __all__ = ["LaunchResult", "launch"]
 
 _POLL_S = 0.5
+_WAIT_S, _WAIT_AUTOSCALER_S = 60.0, 1800.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def launch(config: Config, *, command: str, console: Console, label: str = "run"
         return _result(prepared.folder, prepared.earlier)
     with connect() as ray, live_line(console) as line:
         resources = cluster_resources(ray)
+        set_start_limit(config.scale.wait_s or (_WAIT_AUTOSCALER_S if resources.autoscaling else _WAIT_S))
         use_gpu = _check_fit(config, prepared.dataset, resources)
         record = _claim(config, prepared, command, resources, use_gpu)
         console.print(f"run folder: {prepared.folder.store.uri}", highlight=False, soft_wrap=True)

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from xdist_train.training.loop import Progress
-from xdist_train.training.monitor import MonitorView
+from xdist_train.training.messages import MonitorView, Progress
 
 __all__ = ["LiveLine", "live_line", "progress_text"]
 

@@ -26,10 +26,11 @@ from xdist_train.training.checkpoint import Position, checkpoint_name, snapshot_
 from xdist_train.training.collectives import gather_values
 from xdist_train.training.early_stopping import EarlyStopping
 from xdist_train.training.learner import Learner
+from xdist_train.training.messages import Failure, Progress
 from xdist_train.training.optim import Schedule
-from xdist_train.training.state import Failure, Outcome, TrainState
+from xdist_train.training.state import Outcome, TrainState
 
-__all__ = ["Job", "MicroBatches", "Progress", "Reporter", "run_loop"]
+__all__ = ["Job", "MicroBatches", "Reporter", "run_loop"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +43,6 @@ class MicroBatches(Protocol):
     def load(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """Batches in the order of the requests."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """What the live line shows; figures are since the last control point."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps_per_epoch: int
-    loss: float
-    images_per_s: float
-    data_wait_share: float
 
 
 class Reporter(Protocol):

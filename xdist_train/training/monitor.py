@@ -5,25 +5,11 @@ Knows no training; it holds the last words of both sides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from xdist_train.training.loop import Progress
-from xdist_train.training.state import Failure
+from xdist_train.training.messages import Failure, MonitorView
 
-__all__ = ["MonitorView", "RunMonitor"]
-
-
-@dataclass(frozen=True)
-class MonitorView:
-    """What the driver sees: the newest progress, the rows of epochs, failure, and objects published so far."""
-
-    phase: str = "starting workers"
-    progress: Progress | None = None
-    epoch_rows: tuple[dict[str, Any], ...] = ()
-    failure: Failure | None = None
-    group_starts: int = 0
-    published: tuple[str, ...] = ()
+__all__ = ["RunMonitor"]
 
 
 class RunMonitor:

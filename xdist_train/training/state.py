@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xdist_train.models.export import Selection
+from xdist_train.training.messages import Failure
 
-__all__ = ["Failure", "Outcome", "TrainState"]
+__all__ = ["Outcome", "TrainState"]
 
 
 @dataclass(kw_only=True)
@@ -44,16 +45,6 @@ class TrainState:
         """The reverse of `to_json`."""
         selection = values["selection"]
         return cls(**{**values, "selection": Selection(**selection) if selection else None})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """What would fail again: returned by the loop, never raised, so that nobody tries again."""
-
-    kind: str
-    message: str
-    rank: int = 0
-    step: int = -1
 
 
 @dataclass(frozen=True, kw_only=True)

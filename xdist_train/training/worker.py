@@ -31,9 +31,10 @@ from xdist_train.models.export import Selection, load_model
 from xdist_train.models.weights import StoredWeights
 from xdist_train.training.assembly import Assembly
 from xdist_train.training.checkpoint import DamagedCheckpointError, load_checkpoint, parse_checkpoint_name
-from xdist_train.training.loop import Progress, run_loop
+from xdist_train.training.loop import run_loop
+from xdist_train.training.messages import Failure, Progress
 from xdist_train.training.publish import publish_evaluation, publish_history, publish_model
-from xdist_train.training.state import Failure, Outcome, TrainState
+from xdist_train.training.state import Outcome, TrainState
 
 __all__ = ["WorkerOrder", "run_worker"]
 

@@ -167,6 +167,7 @@ def test_contrast_turns_about_the_mean_and_brightness_scales():
     assert np.abs(brightness.shifts).max() == 0
     both = draw(AugmentConfig(**{**OFF, "brightness": 0.4, "contrast": 0.4}), 0, 500)
     np.testing.assert_allclose(both.gains, contrast.gains * brightness.gains, rtol=1e-6)
+    np.testing.assert_allclose(both.shifts, contrast.shifts * brightness.gains, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -109,6 +110,18 @@ def test_a_wrong_shard_with_the_right_digest_is_refused(gray_dataset, tmp_path):
         open_train(_with_digest(gray_dataset, 1, last), tmp_path / "cache")
 
 
+def test_offsets_that_leave_the_shard_are_refused(build_dataset, tmp_path):
+    """Well-formed Arrow whose offsets lead elsewhere is found before a reader follows them."""
+    dataset = build_dataset([b"a" * 11, b"b" * 13, b"c" * 17], [0] * 3)
+    offsets = np.array([0, 11, 24, 41], np.int64).tobytes()
+    wrong = np.array([0, 11, 2400, 41], np.int64).tobytes()
+    data = _shard_0(dataset).replace(offsets, wrong)
+    assert data != _shard_0(dataset)
+    dataset.store.path(shard_key(0)).write_bytes(data)
+    with pytest.raises(InputError, match="not a readable shard"):
+        open_train(_with_digest(dataset, 0, data), tmp_path / "cache")
+
+
 def _shard_0(dataset: Dataset) -> bytes:
     return dataset.store.path(shard_key(0)).read_bytes()
 
@@ -193,6 +206,12 @@ def test_the_lock_survives_a_killed_holder(tmp_path):
     with cache._locked(tmp_path):
         pass
     holder.join()
+
+
+def test_the_lock_keeps_others_out(tmp_path):
+    """While one holds the folder no other can."""
+    with cache._locked(tmp_path), (tmp_path / ".lock").open("a") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_many_openers_at_once_agree(gray_dataset, tmp_path):

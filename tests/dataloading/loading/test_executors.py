@@ -167,14 +167,15 @@ def test_a_result_is_not_overwritten_by_later_batches(backend):
 
 def test_batches_can_be_given_up(backend):
     """Discarded batches leave nothing behind: the next one is right, also after a picture that failed."""
-    good, bad = encode_jpeg(np.full((40, 40), 90, np.uint8)), b"\xff\xd8 no picture"
+    dark, bright = (encode_jpeg(np.full((40, 40), level, np.uint8)) for level in (30, 90))
+    broken = b"\xff\xd8 no picture"
     executor = build(backend, 1, 16)
-    for images in ([good] * 4, [bad] * 4, [good, bad]):
-        pending = [executor.submit([np.frombuffer(i, np.uint8) for i in images], plain([good] * len(images), 16))]
-        pending.append(executor.submit([np.frombuffer(good, np.uint8)], plain([good], 16)))
+    for images in ([dark] * 4, [broken] * 4, [dark, broken]):
+        numbers = plain([dark] * len(images), 16)
+        pending = [executor.submit([np.frombuffer(i, np.uint8) for i in images], numbers) for _ in range(2)]
         for one in pending:
             one.discard()
-        assert int(run(executor, [good], plain([good], 16))[0, 0, 8, 8]) == 90
+        assert int(run(executor, [bright], plain([bright], 16))[0, 0, 8, 8]) == 90
     executor.close()
 
 

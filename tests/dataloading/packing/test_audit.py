@@ -57,7 +57,7 @@ def audit(
             duplicates=duplicates,
             rejected=rejected,
             channels=channels,
-            num_masks_found=masks,
+            num_masks_unused=masks,
         )
     )
 
@@ -92,7 +92,7 @@ def test_given_splits_that_share_patients_are_reported() -> None:
     assert {"count": 1, "names": ["A0"]} == shared["patients"]
     assert (4, 1) == (shared["test_images"], shared["test_images_of_train_patients"])
     assert {"train": {"A": 4, "B": 4}, "test": {"A": 1, "B": 3}} == result["given_split_counts"]
-    first, second = result["warnings"]
+    first, second, *_ = result["warnings"]
     assert "share 1 patient (such as A0); 25% of its test images are of patients in train" in first
     assert "own test has 4 images: one of them is 25.0 points" in second
 
@@ -124,7 +124,7 @@ def test_duplicates_are_counted_once_by_bytes_and_once_by_look() -> None:
         ({"metadata": ("comment", "exif")}, {}, "can name a person (comment in 1 file, exif in 1 file)"),
         ({"coloured": True}, {"channels": 3}, "1 picture of 13 have colours; all are shown in three channels"),
         ({"coloured": True}, {"channels": 1}, "all are shown in gray"),
-        ({"mask_problem": "truncated"}, {"masks": 1}, "1 mask do not fit and were left out (such as A/x.jpeg: truncated)"),
+        ({"mask_problem": "truncated"}, {}, "1 mask do not fit and were left out (such as A/x.jpeg: truncated)"),
         ({}, {"masks": 2}, "2 masks belong to no packed image"),
         ({}, {"rejected": [Rejected("A/y", "damaged (x)"), Rejected("A/z", "damaged (y)")]}, "(2 damaged)"),
     ],
@@ -147,7 +147,9 @@ def test_imbalance_and_empty_parts_are_reported() -> None:
     result = audit(entries)
     assert {"largest": "A", "smallest": "B", "ratio": 6.0} == result["imbalance"]
     assert ["no image of B in val", "no image of B in test", "A has 6.0 times"] == [
-        next(words for words in ("no image of B in val", "no image of B in test", "A has 6.0 times") if words in warning)
+        next(
+            words for words in ("no image of B in val", "no image of B in test", "A has 6.0 times") if words in warning
+        )
         for warning in result["warnings"]
     ]
 
@@ -163,7 +165,10 @@ def test_height_that_rules_out_a_class_is_found() -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 4, 2000)
     tall = random.random(2000) < np.array([0, 0.76, 0, 0.26])[labels]
-    sizes = [(int(width), 512 if is_tall else 496) for width, is_tall in zip(random.choice([512, 768], 2000), tall, strict=True)]
+    sizes = [
+        (int(width), 512 if is_tall else 496)
+        for width, is_tall in zip(random.choice([512, 768], 2000), tall, strict=True)
+    ]
     is_train = np.arange(2000) < 1400
     found = measure_size_baseline(sizes, labels, is_train)
     without = measure_size_baseline([(width, 496) for width, _ in sizes], labels, is_train)
@@ -171,7 +176,7 @@ def test_height_that_rules_out_a_class_is_found() -> None:
     assert without is not None
     assert (True, False) == (found.above_chance, without.above_chance)
     assert found.balanced_accuracy > 0.4
-    assert 0.25 == found.chance
+    assert pytest.approx(0.25) == found.chance
 
 
 def test_odd_sizes_can_be_a_sign() -> None:

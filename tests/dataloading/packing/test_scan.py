@@ -60,7 +60,7 @@ def test_masks_are_never_images(tmp_path: Path) -> None:
 
 
 def test_other_files_are_quarantined_by_name(tmp_path: Path) -> None:
-    """Files that are no images, or lie outside classes, are listed with a reason; a README beside the classes is not."""
+    """Files that are no images, or lie outside classes, are listed with a reason; a README beside classes is not."""
     make(tmp_path, "README.md", "loose.png", "A/a.png", "A/README", "A/notes.txt", "B/b.png")
     os.mkfifo(tmp_path / "B" / "pipe.png")
     assert [
@@ -153,7 +153,7 @@ def test_csv_paths_that_leave_the_source_are_refused(tmp_path: Path, path: str) 
     root = make(tmp_path / "in", "x/1.png", "x/2.png")
     make(tmp_path, "out.png")
     (root / "x" / "link.png").symlink_to(tmp_path / "out.png")
-    with pytest.raises(InputError, match="line 4: .*leaves SRC"):
+    with pytest.raises(InputError, match=r"line 4: .*leaves SRC"):
         scan_list(root, f"path,label\nx/1.png,a\nx/2.png,b\n{path},a\n")
 
 
@@ -206,7 +206,7 @@ def test_patient_rules(rule: str, name: str, expected: tuple[str, str]) -> None:
 @pytest.mark.parametrize("rule", ["", "(", "no group", "(two)(groups)", "oct2018"])
 def test_wrong_patient_rules_are_refused(rule: str) -> None:
     """What is neither a rule's name nor a regular expression with one group is refused."""
-    with pytest.raises(InputError, match="pack.patient"):
+    with pytest.raises(InputError, match=r"pack\.patient"):
         parse_patient_rule(rule)
 
 

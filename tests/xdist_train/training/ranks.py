@@ -29,7 +29,8 @@ from xdist_train.models.backbones import build_model
 from xdist_train.models.export import Selection
 from xdist_train.models.losses import LossFunction, build_class_weights
 from xdist_train.training.learner import InputView, Learner
-from xdist_train.training.loop import Job, Progress
+from xdist_train.training.loop import Job
+from xdist_train.training.messages import Progress
 from xdist_train.training.optim import build_schedule
 
 CLASS_COUNTS = (50, 23, 31)
