@@ -90,7 +90,7 @@ def audit_lines(info: DatasetInfo) -> list[str]:
     facts = [
         f"{info.num_images:,} images of {info.num_patients:,} patients, "
         f"{'gray' if info.channels == 1 else 'RGB'}, mean {_figures(info.mean)}, std {_figures(info.std)}",
-        f"shards: {len(info.shards):,} of {info.num_bytes / 2**20:,.1f} MiB in all; quarantined: {info.num_quarantined:,}",
+        f"shards: {len(info.shards):,}, {info.num_bytes / 2**20:,.1f} MiB; quarantined: {info.num_quarantined:,}",
         f"fingerprint {info.fingerprint[:16]}, from {printable(info.source)}",
     ]
     baseline = info.audit.get("size_baseline")

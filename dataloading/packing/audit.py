@@ -152,7 +152,8 @@ def _near_duplicates(gathered: Gathered) -> Audit:
 def _size_baseline(gathered: Gathered) -> Audit | None:
     sizes = [(entry.facts.width_px, entry.facts.height_px) for entry in gathered.entries]
     labels = np.array([entry.label for entry in gathered.entries])
-    baseline = measure_size_baseline(sizes, labels, gathered.splits == SPLITS.index("train"))
+    images_per_patient = len(labels) / len({entry.patient for entry in gathered.entries})
+    baseline = measure_size_baseline(sizes, labels, gathered.splits == SPLITS.index("train"), images_per_patient)
     return dataclasses.asdict(baseline) if baseline else None
 
 

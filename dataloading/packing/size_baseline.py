@@ -41,7 +41,7 @@ class SizeBaseline:
 
 
 def measure_size_baseline(
-    sizes: Sequence[Size], labels: Labels, is_train: npt.NDArray[np.bool_]
+    sizes: Sequence[Size], labels: Labels, is_train: npt.NDArray[np.bool_], images_per_patient: float = 1.0
 ) -> SizeBaseline | None:
     """Vote by size; None where there is nothing to learn from or to try on.
 
@@ -49,6 +49,7 @@ def measure_size_baseline(
         sizes: (width, height) of each image [n].
         labels: class numbers [n].
         is_train: bool [n]; the others are tried.
+        images_per_patient: mean; a patient's images tend to be of one size, so they count as one (Kish 1965).
     """
     labels = np.asarray(labels)
     if is_train.all() or not is_train.any():
@@ -65,7 +66,7 @@ def measure_size_baseline(
         balanced_accuracy=recall,
         chance=chance,
         num_images=len(truth),
-        above_chance=recall - chance > max(_LEAST_GAIN, _SURE * deviation),
+        above_chance=recall - chance > max(_LEAST_GAIN, _SURE * deviation * images_per_patient**0.5),
     )
 
 

@@ -79,9 +79,7 @@ def point_figures(scores: Scores) -> dict[str, float | None]:
     return {name: _number(values[name][0]) for name in FIGURES}
 
 
-def intervals(
-    scores: Scores, class_names: Sequence[str], *, resamples: int = 1000, seed: int = 0
-) -> dict[str, Any]:
+def intervals(scores: Scores, class_names: Sequence[str], *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Every figure as {"value", "low", "high"}: 95 % percentile intervals of a bootstrap over patients.
 
     A resample in which a figure is not defined is left out of that figure's interval; where that is more

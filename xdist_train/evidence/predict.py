@@ -53,9 +53,7 @@ class Prediction:
         return printable("  ".join([self.source, *(f"{name} {value:.4f}" for name, value in ranked)]))
 
 
-def predict_images(
-    model_uri: str, paths: Sequence[str | Path], device: torch.device | str = "cpu"
-) -> list[Prediction]:
+def predict_images(model_uri: str, paths: Sequence[str | Path], device: torch.device | str = "cpu") -> list[Prediction]:
     """Classify image files.
 
     Args:

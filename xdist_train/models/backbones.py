@@ -78,9 +78,9 @@ def find_backbone(name: str) -> Backbone:
     """
     if name in _OURS:
         return Backbone("ours", name)
-    bare = name.removeprefix("timm/")
-    if bare == name and name in _torchvision_names():
+    if name in _torchvision_names():
         return Backbone("torchvision", name)
+    bare = name.removeprefix("timm/")
     if import_timm().is_model(bare):
         return Backbone("timm", bare)
     raise InputError(

@@ -24,7 +24,7 @@ from xdist_train.models.export import DESCRIPTION_KEY, MODEL_FOLDER, WEIGHTS_KEY
 from xdist_train.models.heads import find_head
 from xdist_train.models.pretrained import Pretrained, download_weights, install_hint, installed_weights
 
-__all__ = ["StoredWeights", "load_weights", "read_weights", "resolve_weights", "run_weights"]
+__all__ = ["StoredWeights", "load_weights", "read_weights", "require_fit", "resolve_weights", "run_weights"]
 
 _FOLDER = "weights"
 _SHOWN = 3
@@ -78,16 +78,13 @@ def read_weights(store: Store, stored: StoredWeights) -> dict[str, Tensor]:
     return _parse(data, str(store.path(stored.key)))
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[str]:
-    """Fill a model's trunk; fill its head where the tensors fit.
+def require_fit(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors that do not fit a model's trunk; its head may differ. Shapes suffice: a meta model will do.
 
     Args:
-        model: from `build_model`; changed in place.
+        model: from `build_model`.
         tensors: by name in the state dict.
         source: where they came from, for the error.
-
-    Returns:
-        Names of the head's tensors that were left new.
 
     Raises:
         InputError: the trunk's names or shapes differ; the first ones are named.
@@ -102,6 +99,24 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
             f"{f' and {len(misfits) - _SHOWN} more' if len(misfits) > _SHOWN else ''}. "
             "Give weights of the same backbone (and model.norm), or model.weights=none."
         )
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[str]:
+    """Fill a model's trunk, and its head where the tensors fit.
+
+    Args:
+        model: from `build_model`; changed in place.
+        tensors: by name in the state dict.
+        source: where they came from, for the error.
+
+    Returns:
+        Names of the head's tensors that were left new.
+
+    Raises:
+        InputError: as `require_fit`; the model is then as it was.
+    """
+    require_fit(model, tensors, source)
+    wanted = model.state_dict()
     fitting = {name: tensors[name] for name in wanted if not _misfit(name, wanted, tensors)}
     model.load_state_dict(fitting, strict=False)
     return [name for name in wanted if name not in fitting]

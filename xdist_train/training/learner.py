@@ -131,7 +131,7 @@ class Learner:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
         """Logits of the bare model in its present mode: float32 or wider [n, classes]."""
-        return self._forward(self.model, batch.to(self.device).images)
+        return self._forward(self.model, batch.to(self.device, non_blocking=True).images)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
         """Model tensors, the optimiser's state dict, the scaler's state dict."""
@@ -146,7 +146,7 @@ class Learner:
     def _part(self, batch: Batch) -> Tensor:
         """sum(w_i * l_i) of a micro batch."""
         torch.manual_seed(_micro_batch_seed(self.train.seed, batch))
-        batch = batch.to(self.device)
+        batch = batch.to(self.device, non_blocking=True)
         return self.loss.per_sample(self._forward(self.replica, batch.images), batch.labels).sum()
 
     def _forward(self, module: nn.Module, images: Tensor) -> Tensor:

@@ -188,6 +188,14 @@ def test_odd_sizes_can_be_a_sign() -> None:
     assert (1.0, True) == (found.accuracy, found.above_chance)
 
 
+def test_images_of_one_patient_count_as_one() -> None:
+    """Patients with a size each can look like classes with a size each; with few patients that is no finding."""
+    labels = np.repeat(np.arange(12) % 2, 8)
+    sizes = [(512, 496) if label else (768, 496) for label in labels]
+    calls = [measure_size_baseline(sizes, labels, np.arange(96) % 96 < 64, images) for images in (1, 8)]
+    assert [True, False] == [baseline is not None and baseline.above_chance for baseline in calls]
+
+
 def test_a_few_lucky_images_are_no_warning() -> None:
     """With eleven images tried, a gain that chance makes is not called one."""
     random = np.random.default_rng(1)

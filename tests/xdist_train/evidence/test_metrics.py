@@ -17,9 +17,7 @@ from xdist_train.evidence.metrics import FIGURES, Scores, confusion_matrix, inte
 from xdist_train.models.torchvision_shim import declare_missing_operators
 
 
-def _draws(
-    n: int, classes: int, seed: int, *, coarse: bool = False
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _draws(n: int, classes: int, seed: int, *, coarse: bool = False) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Labels of all classes and probabilities that know something of them; coarse ones have ties."""
     generator = np.random.default_rng(seed)
     labels = np.r_[np.arange(classes), generator.integers(classes, size=n - classes)]

@@ -67,8 +67,7 @@ def test_every_file_has_its_answer_in_order(tmp_path: Path, run: Path) -> None:
     (alone,) = predict_images(str(run), paths[33:34])
     assert pytest.approx(alone.probabilities, abs=1e-6) == answers[33].probabilities
     assert all(
-        max(answer.probabilities, key=answer.probabilities.__getitem__) == answer.predicted
-        for answer in answers
+        max(answer.probabilities, key=answer.probabilities.__getitem__) == answer.predicted for answer in answers
     )
 
 

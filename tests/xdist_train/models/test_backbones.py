@@ -100,8 +100,7 @@ def test_checking_leaves_the_model_as_it_was() -> None:
 def test_freeze_is_applied_as_configured() -> None:
     """`model.freeze=backbone` gives a frozen trunk."""
     assert [
-        is_frozen(build_model(ModelConfig(backbone="small_cnn", freeze=freeze), 2))
-        for freeze in ("none", "backbone")
+        is_frozen(build_model(ModelConfig(backbone="small_cnn", freeze=freeze), 2)) for freeze in ("none", "backbone")
     ] == [False, True]
 
 

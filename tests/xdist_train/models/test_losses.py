@@ -79,9 +79,7 @@ def test_focal_factor_follows_the_paper() -> None:
 def test_focal_gradient_is_finite_for_a_certain_image() -> None:
     """A probability of exactly 1 gives no infinite slope, for gamma below 1 either."""
     logits = torch.tensor([[200.0, 0.0]], requires_grad=True)
-    LossFunction(LossConfig(focal_gamma=0.5), np.ones(2)).per_sample(
-        logits, torch.tensor([0])
-    ).sum().backward()
+    LossFunction(LossConfig(focal_gamma=0.5), np.ones(2)).per_sample(logits, torch.tensor([0])).sum().backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
 

@@ -15,7 +15,13 @@ from xdist_train.models.backbones import build_model
 from xdist_train.models.export import ModelDescription, Preprocessing, Selection, save_model
 from xdist_train.models.heads import find_head, trunk_tensors
 from xdist_train.models.torchvision_shim import import_torchvision_models
-from xdist_train.models.weights import load_weights, read_weights, resolve_weights, run_weights
+from xdist_train.models.weights import (
+    load_weights,
+    read_weights,
+    require_fit,
+    resolve_weights,
+    run_weights,
+)
 
 _SMALL = ModelConfig(backbone="small_cnn")
 
@@ -39,9 +45,7 @@ def _published(folder: Path, num_classes: int) -> dict[str, torch.Tensor]:
     model = build_model(_SMALL, num_classes)
     description = ModelDescription(
         classes=tuple("abcdefgh"[:num_classes]),
-        preprocessing=Preprocessing(
-            image_size=32, fit="crop", channels=1, mean=(0.3,), std=(0.2,), reduce_tolerance=1
-        ),
+        preprocessing=Preprocessing(image_size=32, fit="crop", channels=1, mean=(0.3,), std=(0.2,), reduce_tolerance=1),
         model=_SMALL,
         split="patient",
         fingerprint="",
@@ -124,6 +128,15 @@ def test_a_trunk_that_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match=expected):
         load_weights(model, tensors, "run")
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_fit_is_known_from_shapes_alone() -> None:
+    """The driver asks a model without numbers, before any worker starts."""
+    with torch.device("meta"):
+        same, other = (build_model(ModelConfig(backbone=name), 4) for name in ("small_cnn", "resnet18"))
+    require_fit(same, build_model(_SMALL, 2).state_dict(), "run")
+    with pytest.raises(InputError, match=r"conv1\.weight is missing"):
+        require_fit(other, build_model(_SMALL, 2).state_dict(), "run")
 
 
 def test_an_altered_object_is_refused(tmp_path: Path, store: Store) -> None:

@@ -23,9 +23,10 @@ def _model() -> nn.Sequential:
 def test_norm_and_biases_do_not_decay() -> None:
     """Weight decay acts on weight matrices alone, unless asked."""
     groups = build_optimizer(_model(), OptimConfig(weight_decay=0.1)).param_groups
-    assert [
-        (group["weight_decay"], [parameter.ndim for parameter in group["params"]]) for group in groups
-    ] == [(0.1, [2, 2]), (0.0, [1, 1, 1, 1])]
+    assert [(group["weight_decay"], [parameter.ndim for parameter in group["params"]]) for group in groups] == [
+        (0.1, [2, 2]),
+        (0.0, [1, 1, 1, 1]),
+    ]
     every = build_optimizer(_model(), OptimConfig(weight_decay=0.1, decay_norm_and_bias=True)).param_groups
     assert [(group["weight_decay"], len(group["params"])) for group in every] == [(0.1, 6)]
 
@@ -127,6 +128,14 @@ def test_plateau_drops_after_patience_epochs_without_improvement() -> None:
         schedule.end_epoch(loss)
         factors.append(schedule.factor(0))
     assert pytest.approx([1, 1, 1, 1, 0.2, 0.2, 0.2, 0.2, 0.1]) == factors
+
+
+def test_a_first_loss_that_is_nan_does_not_stay_the_best() -> None:
+    """After a NaN the next finite loss is an improvement."""
+    schedule = build_schedule(ScheduleConfig(name="plateau", patience=2), 1, 9)
+    for loss in [math.nan, 1.0, 0.9, 0.8]:
+        schedule.end_epoch(loss)
+    assert schedule.factor(0) == 1.0
 
 
 def test_plateau_goes_on_from_its_state() -> None:
