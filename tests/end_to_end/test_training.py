@@ -141,6 +141,12 @@ def test_a_taken_name_and_another_identity_are_refused(train: Train, whole: Laun
         train("whole", "run.resume=must", "optim.lr=0.1")
 
 
+def test_weights_of_another_network_are_refused(train: Train, whole: LaunchResult) -> None:
+    """The tensors that do not fit are named, before Ray starts anything."""
+    with pytest.raises(InputError, match=r"do not fit model\.backbone: .*missing"):
+        train("misfit", f"model.weights={whole.run_uri}", "model.backbone=resnet18")
+
+
 def test_a_finished_run_is_left_alone(train: Train, whole: LaunchResult) -> None:
     """Asked to go on with nothing left to do, it returns its figures and starts no attempt."""
     again = train("whole", "run.resume=auto", "checkpoint.every_steps=2")

@@ -32,9 +32,9 @@ def declare_missing_operators() -> torch.library.Library | None:
     """
     if _operator_library_loads():
         return None
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in _SCHEMAS:
-        library.define(schema)  # type: ignore[no-untyped-call]
+        library.define(schema)
     return library
 
 
@@ -57,7 +57,7 @@ def _operator_library_loads() -> bool:
     assert package.origin is not None, "torchvision has no files"
     for path in Path(package.origin).parent.glob("_C*.*"):
         try:
-            torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+            torch.ops.load_library(path)
         except OSError:
             continue
         return True

@@ -29,7 +29,7 @@ from dataloading.loading.cache import cache_root, open_split
 from dataloading.loading.plan import StepPlan
 from xdist_train.config import Config, identity, identity_digest
 from xdist_train.models.backbones import build_model, check_model
-from xdist_train.models.weights import StoredWeights, resolve_weights
+from xdist_train.models.weights import StoredWeights, read_weights, require_fit, resolve_weights
 from xdist_train.training.live import LiveLine, live_line
 from xdist_train.training.messages import Failure, MonitorView
 from xdist_train.training.monitor import RunMonitor
@@ -104,10 +104,8 @@ def _prepare(config: Config, label: str) -> _Prepared:
     same = identity(config, dataset.info.fingerprint, micro)
     _check_identity(folder.name, earlier, same)
     _check_splits(config, dataset, micro)
-    _check_model(config, len(dataset.info.classes))
     build_schedule(config.schedule, 1, config.train.epochs)
-    model = config.model
-    weights = resolve_weights(model.weights, model.backbone, open_store(config.storage.uri))
+    weights = _check_model(config, len(dataset.info.classes))
     return _Prepared(dataset, folder, earlier, micro, same, weights)
 
 
@@ -155,11 +153,16 @@ def _check_splits(config: Config, dataset: Dataset, micro_batch_size: int) -> No
         )
 
 
-def _check_model(config: Config, num_classes: int) -> None:
-    """The network can be built and takes images of this size: by shapes alone, without its weights' memory."""
+def _check_model(config: Config, num_classes: int) -> StoredWeights | None:
+    """The network can be built, takes images of this size, and its first weights fit: by shapes alone."""
     with torch.device("meta"):
         model = build_model(config.model, num_classes)
     check_model(model, config.model.backbone, config.loader.image_size)
+    store = open_store(config.storage.uri)
+    weights = resolve_weights(config.model.weights, config.model.backbone, store)
+    if weights:
+        require_fit(model, read_weights(store, weights), weights.source)
+    return weights
 
 
 def _already_finished(prepared: _Prepared, config: Config) -> bool:

@@ -34,9 +34,14 @@ def publish_model(folder: RunFolder, assembly: Assembly, selection: Selection) -
 
 def publish_history(folder: RunFolder, history: list[dict[str, Any]]) -> list[str]:
     """metrics.jsonl, a row a line, and TensorBoard's event file, both made anew from the whole history."""
-    folder.publish(METRICS, "".join(f"{json.dumps(row)}\n" for row in history).encode())
+    folder.publish(METRICS, "".join(f"{json.dumps(_without_nan(row))}\n" for row in history).encode())
     folder.publish(f"{TENSORBOARD}/{_EVENTS}", _event_file(history))
     return [METRICS, f"{TENSORBOARD}/{_EVENTS}"]
+
+
+def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a figure that is not defined (auroc of a class that val lacks) is null."""
+    return {name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in row.items()}
 
 
 def publish_evaluation(folder: RunFolder, assembly: Assembly, split: str, answers: Answers) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -73,11 +72,12 @@ def test_truncated_inside_a_thumbnail_is_found() -> None:
         read(data[:-20])
 
 
-@pytest.mark.parametrize("make", [damaged_jpeg, lambda: GRAY_PNG[:60] + b"\0" + GRAY_PNG[61:]])
-def test_damaged_pixels_are_refused(make: Callable[[], bytes]) -> None:
-    """Pixels that a decoder would make up are noticed by its own warning or by a checksum."""
-    with pytest.raises(RejectedError, match="damaged"):
-        read(make())
+def test_damaged_pixels_are_refused() -> None:
+    """Pixels that a decoder would make up are noticed: by the decoder's own warning, or by a checksum."""
+    with pytest.raises(RejectedError, match=r"damaged \(Corrupt JPEG data"):
+        read(damaged_jpeg())
+    with pytest.raises(RejectedError, match=r"damaged \(wrong checksum of a PNG IDAT chunk"):
+        read(GRAY_PNG[:60] + b"\0" + GRAY_PNG[61:])
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,14 @@ def test_jpeg_metadata_is_reported_and_left_out(kind: str, segment: bytes) -> No
     image = read(with_segments(GRAY_JPEG, segment))
     assert (kind,) == image.parsed.metadata
     assert GRAY_JPEG == image.data
+
+
+def test_the_thumbnail_of_a_jfif_header_is_left_out() -> None:
+    """JFIF's own header stays, less the small picture that it may carry."""
+    header, pixels = GRAY_JPEG[6:20], b"\x07" * 12
+    data = GRAY_JPEG[:2] + jpeg_segment(0xE0, header[:12] + b"\x02\x02" + pixels) + GRAY_JPEG[20:]
+    assert decode(GRAY_JPEG).tolist() == decode(data).tolist()
+    assert GRAY_JPEG == read(data).data
 
 
 def test_what_follows_the_picture_is_left_out() -> None:
