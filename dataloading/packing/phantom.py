@@ -7,12 +7,8 @@ packing, shards, or models.
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -22,8 +18,8 @@ import numpy as np
 from numpy.random import Generator, Philox, SeedSequence
 from numpy.typing import NDArray
 
-from cluster.errors import InputError, StoreError
-from dataloading.packing.phantom_workers import map_unordered
+from dataloading.packing.pool import map_in_order, usable_cores
+from dataloading.packing.publish import published_at_end, refuse_taken
 
 __all__ = ["CLASSES", "LESION_CLASSES", "PhantomConfig", "PhantomSummary", "run_phantom"]
 
@@ -120,27 +116,24 @@ def run_phantom(
     the end, so an interrupted call leaves no `out`.
 
     Args:
-        out: folder to make; it may exist only if it is empty.
+        out: folder to make; must not exist.
         config: the options.
         workers: processes; all cores by default. The files do not depend on it.
         progress: called with (images written, images in all) after each patient.
 
     Raises:
-        InputError: `out` exists and is not an empty folder.
+        InputError: `out` exists.
         StoreError: the disk is full or not writable.
         RunFailedError: a worker was killed.
     """
     started_s = time.monotonic()
-    _refuse_taken(out)
+    refuse_taken(out)
     tasks = plan_patients(config)
-    try:
-        with _published_at_end(out.resolve()) as folder:
-            _make_tree(folder, tasks)
-            for written in _write_patients(folder, config, tasks, workers or _usable_cores()):
-                if progress:
-                    progress(written, config.num_images)
-    except OSError as error:
-        raise StoreError(f"The phantom could not be written to {out}: {error}. Nothing was left there.") from error
+    with published_at_end(out.resolve()) as folder:
+        _make_tree(folder, tasks)
+        for written in _write_patients(folder, config, tasks, workers or usable_cores()):
+            if progress:
+                progress(written, config.num_images)
     return PhantomSummary(
         images=_count_images(tasks),
         patients=len(tasks),
@@ -200,22 +193,8 @@ def write_patient(folder: Path, config: PhantomConfig, task: PatientTask) -> int
 def _write_patients(folder: Path, config: PhantomConfig, tasks: list[PatientTask], workers: int) -> Iterator[int]:
     """Write all patients; yields the images written so far after each."""
     write = partial(write_patient, folder, config)
-    counts = map(write, tasks) if workers == 1 else map_unordered(write, tasks, min(workers, len(tasks)))
+    counts = map(write, tasks) if workers == 1 else map_in_order(write, tasks, min(workers, len(tasks)))
     return accumulate(counts)
-
-
-@contextmanager
-def _published_at_end(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that becomes `out` when the block ends well, and is removed otherwise."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
-    folder.mkdir()
-    try:
-        yield folder
-        folder.rename(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _make_tree(folder: Path, tasks: list[PatientTask]) -> None:
@@ -223,16 +202,6 @@ def _make_tree(folder: Path, tasks: list[PatientTask]) -> None:
         (folder / split / label).mkdir(parents=True)
         if label in LESION_CLASSES:
             (folder / MASKS / split / label).mkdir(parents=True)
-
-
-def _refuse_taken(out: Path) -> None:
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists() or out.is_symlink():
-        raise InputError(
-            f"The folder for the phantom, {str(out)!r}, exists and is not an empty folder. "
-            "Nothing was written. Choose a new name, or remove it first."
-        )
 
 
 def _count_images(tasks: list[PatientTask]) -> dict[str, dict[str, int]]:
@@ -263,11 +232,6 @@ def _draw_size_px(rng: Generator, shares: dict[int, float], size_scale: float) -
 def _random(seed: int, patient: int, number: int) -> Generator:
     """The random numbers of one scan (number from 1), of a patient (number 0), or of the deal (patient 0)."""
     return Generator(Philox(SeedSequence([seed, patient, number])))
-
-
-def _usable_cores() -> int:
-    """Cores this process may run on, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _require(holds: bool, name: str, wanted: str, value: float) -> None:

@@ -1,6 +1,6 @@
 """One function over many chunks of work on all cores, results in order, few of them held at once.
 
-Owns the processes of packing. Knows nothing of images.
+Owns the processes of packing and of the phantom. Knows nothing of images.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def map_in_order(function: Callable[[Work], Result], chunks: Iterable[Work], wor
     except BrokenProcessPool as error:
         raise RunFailedError(
             "worker_killed",
-            "A process that reads the images was killed, most likely because memory ran out; nothing was left. "
-            "Run it again with fewer pack.workers, or with a smaller pack.max_pixels.",
+            f"One of {workers} worker processes was killed, most likely because memory ran out; nothing was left. "
+            "Run it again with fewer workers (pack.workers), or with a smaller pack.max_pixels.",
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -67,6 +67,7 @@ def _prepare_worker() -> None:
 
 
 def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "only a spawned worker has a parent to follow"
     parent.join()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from cluster.errors import InputError, RunFailedError, StoreError
+from cluster.errors import InputError, StoreError
 from dataloading.packing.phantom import (
     CLASSES,
     HEIGHTS_PX,
@@ -34,7 +32,6 @@ from dataloading.packing.phantom import (
     plan_patients,
     run_phantom,
 )
-from dataloading.packing.phantom_workers import map_unordered
 
 SMALL = PhantomConfig(num_images=60, size_scale=0.25)
 Features = NDArray[np.float64]
@@ -191,16 +188,9 @@ def test_taken_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").write_text("mine")
     for name in ("full", "full/notes"):
-        with pytest.raises(InputError, match="not an empty folder"):
+        with pytest.raises(InputError, match="exists"):
             run_phantom(tmp_path / name, SMALL)
     assert read_files(tmp_path) == {"full/notes": b"mine"}
-
-
-def test_empty_folder_is_used(tmp_path: Path) -> None:
-    """An empty folder may be there already."""
-    (tmp_path / "set").mkdir()
-    run_phantom(tmp_path / "set", PhantomConfig(num_images=12, size_scale=0.2), workers=1)
-    assert len(images_of(tmp_path / "set")) == 12
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -224,18 +214,6 @@ def test_failed_write_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="No space left"):
         run_phantom(tmp_path / "set", SMALL, workers=1, progress=fill_disk)
     assert list(tmp_path.iterdir()) == []
-
-
-def die(task: int) -> int:
-    """A worker that the system kills."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    return task
-
-
-def test_killed_worker_is_named() -> None:
-    """A killed process ends the work with its reason instead of waiting for it."""
-    with pytest.raises(RunFailedError, match="was killed"):
-        list(map_unordered(die, [1, 2, 3], workers=1))
 
 
 @pytest.mark.parametrize(

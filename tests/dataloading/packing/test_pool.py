@@ -21,5 +21,5 @@ def test_results_come_in_order_until_a_worker_is_killed() -> None:
     """Results follow their chunks, and a dead worker is an error that says what to do."""
     results = map_in_order(double_or_die, [*range(12), 13], workers=2)
     assert 0 == next(results)
-    with pytest.raises(RunFailedError, match=r"fewer pack.workers"):
+    with pytest.raises(RunFailedError, match=r"fewer workers"):
         list(results)
