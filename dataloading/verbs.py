@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.config import Layer, load_config, parse_overrides, read_layer
+from cluster.terminal import progress_bar
 from dataloading.config import PackConfig
 
 __all__ = ["look", "pack", "phantom"]
@@ -29,7 +28,7 @@ def phantom(
     from dataloading.packing.phantom import PhantomConfig, run_phantom
 
     config = _load_section("phantom", PhantomConfig, parse_overrides(overrides or []))
-    with _progress_bar() as show:
+    with progress_bar() as show:
         summary = run_phantom(out, config, progress=lambda done, total: show("images", done, total))
     typer.echo(f"{out}: {config.num_images:,} images of {summary.patients:,} patients in {summary.seconds:.1f} s.")
     typer.echo(f"Next: xdist-train pack {out} --out {out}-packed")
@@ -54,7 +53,7 @@ def pack(
 
     layers = [read_layer(config_file)] if config_file else []
     config = _load_section("pack", PackConfig, [*layers, *parse_overrides(overrides or [])])
-    with _progress_bar() as show:
+    with progress_bar() as show:
         result = run_pack(source, open_store(out), config, csv=csv, masks=masks, progress=show)
     for line in result.lines():
         typer.echo(line)
@@ -80,21 +79,3 @@ def _load_section(name: str, schema: type, layers: list[Layer]) -> Any:
     """One section by itself, under its name as the commands spell it."""
     root = make_dataclass("Root", [(name, schema, field(default_factory=schema))], frozen=True, kw_only=True)
     return getattr(load_config(root, layers), name)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A callback (what, done, total) that draws one bar for each thing that is counted."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (*Progress.get_default_columns()[:3], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
-        yield show

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cluster.errors import InputError
 from cluster.store import open_store
+from cluster.terminal import progress_bar
 from dataloading.config import PackConfig
 from dataloading.packing.pack import run_pack
 from dataloading.packing.phantom import PhantomConfig, run_phantom
@@ -30,10 +31,12 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console, command: str
     config = resolve_config("demo", [f"data.uri={packed}", f"storage.uri={out / 'runs'}", "run.name=demo", *overrides])
     out.mkdir(parents=True)
     console.print("1/3 drawing synthetic OCT images ...", highlight=False)
-    summary = run_phantom(images, PhantomConfig())
+    with progress_bar() as show:
+        summary = run_phantom(images, PhantomConfig(), progress=lambda done, total: show("images", done, total))
     console.print(f"    {PhantomConfig().num_images} images in {summary.seconds:.0f} s", highlight=False)
     console.print("2/3 packing: verify, audit, split by patient, shard ...", highlight=False)
-    result = run_pack(images, open_store(str(packed)), PackConfig())
+    with progress_bar() as show:
+        result = run_pack(images, open_store(str(packed)), PackConfig(), progress=show)
     console.print(f"    {result.info.num_images} images of {result.info.num_patients} patients", highlight=False)
     console.print("3/3 training on 2 Ray workers ...", highlight=False)
     return launch(config, command=command, console=console, label="demo")
