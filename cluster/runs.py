@@ -25,6 +25,7 @@ __all__ = [
     "RunFolder",
     "StaleDriverError",
     "evaluation_key",
+    "is_silent",
     "list_runs",
     "open_run",
     "predictions_key",
@@ -33,6 +34,7 @@ __all__ = [
 RUN, CONFIG, METRICS = "run.json", "config.yaml", "metrics.jsonl"
 ATTEMPTS, CHECKPOINTS, TENSORBOARD = "attempts", "checkpoints", "tensorboard"
 RUN_SCHEMA = 1
+_SILENT_S = 60.0  # six missed heartbeats
 
 
 def evaluation_key(split: str) -> str:
@@ -117,6 +119,11 @@ class RunFolder:
 
     def _attempts(self) -> list[int]:
         return [int(name[:4]) for name in self.store.list(ATTEMPTS) if name[:4].isdigit()]
+
+
+def is_silent(record: dict[str, Any]) -> bool:
+    """Whether `run.json` says running although its driver has not been heard of for a while."""
+    return record["status"] == "running" and time.time() - record["heartbeat"] > _SILENT_S
 
 
 def open_run(uri: str) -> RunFolder:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cluster.config import read_layer
 from cluster.errors import InputError
-from cluster.runs import CONFIG, RUN, evaluation_key, predictions_key
+from cluster.runs import CONFIG, RUN, evaluation_key, is_silent, predictions_key
 from cluster.store import Store, open_store
 from cluster.world import World
 from dataloading.config import LoaderConfig
@@ -89,7 +89,8 @@ def run_evaluation(model_uri: str, split: str, data_uri: str = "", resamples: in
         raise InputError(f"--split {split!r}: splits are {', '.join(SPLITS)}.")
     store = open_store(model_uri)
     is_run = store.exists(RUN)
-    if is_run and store.read_json(RUN)["status"] == "running":
+    record = store.read_json(RUN) if is_run else {}
+    if is_run and record["status"] == "running" and not is_silent(record):
         raise InputError(f"{model_uri!r} is still running (see `xdist-train runs`). Evaluate it when it has ended.")
     model, description = load_model(model_uri)
     dataset = open_dataset(data_uri or _own_data(store, is_run, model_uri))

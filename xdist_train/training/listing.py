@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from cluster.runs import is_silent
 from cluster.terminal import printable
 
 __all__ = ["runs_table"]
@@ -25,6 +26,8 @@ def runs_table(found: dict[str, dict[str, Any]]) -> Table:
 
 
 def _status(record: dict[str, Any]) -> str:
+    if is_silent(record):
+        return "running? (silent)"
     reason = record.get("reason")
     return f"{record['status']} ({reason['kind']})" if reason else str(record["status"])
 

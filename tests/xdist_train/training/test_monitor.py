@@ -77,6 +77,7 @@ def test_runs_are_listed_with_status_and_selection() -> None:
     attempts = [{"workers": 2}]
     table = runs_table(
         {
+            "lost": {"status": "running", "selected": None, "attempts": attempts, "heartbeat": 0},
             "good": {"status": "finished", "selected": selected, "attempts": attempts, "heartbeat": 0},
             "bad\x1b": {
                 "status": "failed",
@@ -90,4 +91,8 @@ def test_runs_are_listed_with_status_and_selection() -> None:
     out = io.StringIO()
     Console(file=out, width=200).print(table)
     text = out.getvalue()
-    assert [] == [part for part in ("epoch 2: accuracy 0.8750", "failed (lost)", "bad\\x1b") if part not in text]
+    assert [] == [
+        part
+        for part in ("epoch 2: accuracy 0.8750", "failed (lost)", "running? (silent)", "bad\\x1b")
+        if part not in text
+    ]
