@@ -123,7 +123,7 @@ class RunFolder:
 
 def is_silent(record: dict[str, Any]) -> bool:
     """Whether `run.json` says running although its driver has not been heard of for a while."""
-    return record["status"] == "running" and time.time() - record["heartbeat"] > _SILENT_S
+    return bool(record["status"] == "running" and time.time() - record["heartbeat"] > _SILENT_S)
 
 
 def open_run(uri: str) -> RunFolder:

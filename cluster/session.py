@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,15 +70,23 @@ def _init(ray: Any, local_cpus: int | None) -> None:
             f"RAY_ADDRESS={address}: a Ray Client connection cannot drive a training. Run the command on the cluster."
         )
     try:
+        _probe(address)
         if address != "local" and (address or _runs_here()):
             ray.init(address=address or "auto", **quiet)
         else:
             ray.init(address="local", num_cpus=local_cpus, include_dashboard=False, **quiet)
-    except (ConnectionError, TimeoutError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"cannot connect to Ray at {address or 'this machine'}: {' '.join(str(error).split())[:300]} "
             "Check RAY_ADDRESS, and RAY_AUTH_MODE and the token where the cluster asks for one."
         ) from error
+
+
+def _probe(address: str | None) -> None:
+    """Ray itself knocks for minutes at a port where nobody is."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _runs_here() -> bool:

@@ -14,7 +14,10 @@ from dataloading.config import PackConfig
 
 __all__ = ["look", "pack", "phantom"]
 
-_Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. pack.seed=1.")]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings; a wrong name is answered with the right ones."),
+]
 
 
 def phantom(

@@ -7,6 +7,7 @@ import nothing heavy, so that `--help` answers at once. Knows no verb by name.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from cluster.terminal import printable
 __all__ = ["build_app", "main"]
 
 VERBS = "xdist_train.verbs"
+_INTERRUPTED = 130
 _HELP = "Train, evaluate and explain image classifiers over a Ray cluster."
 _EPILOG = "Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped behind a checkpoint (resumable)."
 
@@ -63,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         build_app()(args=list(arguments) if arguments is not None else None)
     except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            print("xdist-train: interrupted; nothing that looks finished was left.", file=sys.stderr)
         return int(end.code or 0)
     except Exception as error:  # the process entry point: every error ends as one paragraph
         if os.environ.get("XDIST_DEBUG"):
@@ -85,5 +89,6 @@ def _report(error: Exception) -> int:
 
 
 def run() -> None:
-    """Console script."""
+    """Console script. A SIGTERM unwinds like Ctrl-C, so that half-written folders are removed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

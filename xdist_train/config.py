@@ -121,6 +121,8 @@ class OptimConfig:
             raise ValueError(f"optim.betas must lie in 0..1 (below 1), not {list(self.betas)}")
         if self.nesterov and self.momentum == 0:
             raise ValueError("optim.nesterov needs optim.momentum above 0")
+        if not self.eps > 0:
+            raise ValueError(f"optim.eps must be above 0, not {self.eps}")
         _at_least("optim", self, weight_decay=0)
 
 

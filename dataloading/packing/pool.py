@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -37,7 +38,8 @@ def map_in_order(function: Callable[[Work], Result], chunks: Iterable[Work], wor
     queue = iter(chunks)
     running: deque[Future[Result]] = deque()
     try:
-        running.extend(pool.submit(function, chunk) for chunk in islice(queue, workers * _CHUNKS_AHEAD))
+        with _interrupt_ignored():  # inherited by the processes that start here
+            running.extend(pool.submit(function, chunk) for chunk in islice(queue, workers * _CHUNKS_AHEAD))
         while running:
             result = running.popleft().result()
             running.extend(pool.submit(function, chunk) for chunk in islice(queue, 1))
@@ -57,11 +59,23 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
+def _interrupt_ignored() -> Iterator[None]:
+    """The parent alone answers Ctrl-C: a process keeps what its parent ignored when it started."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _prepare_worker() -> None:
-    """The parent alone answers Ctrl-C, and no worker outlives it."""
+    """No worker outlives the parent."""
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)  # one process a core already
 

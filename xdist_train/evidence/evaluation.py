@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from cluster.config import read_layer
+from cluster.config import load_config, read_layer
 from cluster.errors import InputError
 from cluster.runs import CONFIG, RUN, evaluation_key, is_silent, predictions_key
 from cluster.store import Store, open_store
@@ -27,10 +27,12 @@ from dataloading.loading.batch import Batch, normalise
 from dataloading.loading.cache import Split, cache_root, open_split
 from dataloading.loading.loader import Loader
 from dataloading.loading.plan import evaluation_requests
+from xdist_train.config import Config
 from xdist_train.evidence.evaluate import evaluation_report, predictions_table
 from xdist_train.evidence.inference import Answers, infer, softmax
 from xdist_train.models.backbones import INPUT_CHANNELS
 from xdist_train.models.export import ModelDescription, load_model, require_same_classes
+from xdist_train.models.precision import resolve_precision
 from xdist_train.models.prior import PriorShift
 
 __all__ = ["Evidence", "build_evidence", "run_evaluation"]
@@ -73,10 +75,11 @@ def build_evidence(
     return Evidence(report, table)
 
 
-def run_evaluation(model_uri: str, split: str, data_uri: str = "", resamples: int = 1000) -> dict[str, Any]:
+def run_evaluation(model_uri: str, split: str, data_uri: str = "") -> dict[str, Any]:
     """Evaluate the model of a run or of a bare model folder in this process.
 
-    For a run that has ended, figures and predictions are written into its folder.
+    For a run that has ended, its own precision and bootstrap are used, and figures and predictions are
+    written into its folder. A bare model is evaluated in the precision of its weights.
 
     Args:
         split: train, val or test, by the split that the model was trained with.
@@ -93,21 +96,18 @@ def run_evaluation(model_uri: str, split: str, data_uri: str = "", resamples: in
     if is_run and record["status"] == "running" and not is_silent(record):
         raise InputError(f"{model_uri!r} is still running (see `xdist-train runs`). Evaluate it when it has ended.")
     model, description = load_model(model_uri)
-    dataset = open_dataset(data_uri or _own_data(store, is_run, model_uri))
+    config = load_config(Config, [read_layer(store.path(CONFIG))]) if is_run else None
+    if not (config or data_uri):
+        raise InputError(f"{model_uri!r} is a bare model folder: say what to evaluate it on, --data DATASET.")
+    dataset = open_dataset(data_uri or (config.data.uri if config else ""))
     require_same_classes(description, dataset.info.classes, dataset.store.uri)
-    loader = _loader_config(description)
-    rows = open_split(dataset, description.split, split, cache_root(loader.cache_dir))
-    answers = _answers(model, description, dataset, rows, loader)
-    evidence = build_evidence(dataset, rows, answers, prior=description.prior, resamples=resamples)
+    settings = config or Config()
+    rows = open_split(dataset, description.split, split, cache_root(settings.loader.cache_dir))
+    answers = _answers(model, description, dataset, rows, settings.train.precision if config else "float32")
+    evidence = build_evidence(dataset, rows, answers, prior=description.prior, resamples=settings.evaluate.bootstrap)
     if is_run and dataset.info.fingerprint == description.fingerprint:
         _write(store, split, evidence)
     return evidence.report
-
-
-def _own_data(store: Store, is_run: bool, uri: str) -> str:
-    if not is_run:
-        raise InputError(f"{uri!r} is a bare model folder: say what to evaluate it on, --data DATASET.")
-    return str(read_layer(store.path(CONFIG)).values["data"]["uri"])
 
 
 def _loader_config(description: ModelDescription) -> LoaderConfig:
@@ -121,9 +121,10 @@ def _answers(
     description: ModelDescription,
     dataset: Dataset,
     split: Split,
-    config: LoaderConfig,
+    precision: str,
 ) -> Answers:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    arithmetic, config = resolve_precision(precision, device), _loader_config(description)
     model = model.to(device)
     dtype = next(model.parameters()).dtype
     facts = description.preprocessing
@@ -131,8 +132,9 @@ def _answers(
     @torch.inference_mode()
     def logits(batch: Batch) -> Tensor:
         images = normalise(batch.to(device).images, facts.mean, facts.std, INPUT_CHANNELS, dtype)
-        output: Tensor = model(images.contiguous())
-        return output.cpu()
+        with arithmetic.context(device):
+            output: Tensor = model(images.contiguous())
+        return output.to("cpu", dtype)
 
     threads = os.cpu_count() or 1
     with Loader(split, dataset.info, config, augment=None, seed=0, device=device, threads=threads) as loader:

@@ -6,6 +6,7 @@ The same assembly serves Ray workers, spawned test processes and a single proces
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -79,6 +80,8 @@ class Assembly:
         requests = evaluation_requests(size, self.micro_batch_size, self.world)
         with self._build_loader(split, train=False) as loader:
             mine = infer(self.learner.logits, loader.load(requests), self.num_classes)
+        # A rank without a batch has no logits to take the type from.
+        mine = replace(mine, logits=mine.logits.to(self.learner.precision.weights))
         on_device = mine.map(lambda values: values.to(self.device))
         return on_device.map(lambda values: gather_rows(values, self.world).cpu()).ordered()
 

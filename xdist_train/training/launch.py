@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -29,6 +29,7 @@ from dataloading.loading.cache import cache_root, open_split
 from dataloading.loading.plan import StepPlan
 from xdist_train.config import Config, identity, identity_digest
 from xdist_train.models.backbones import build_model, check_model
+from xdist_train.models.losses import build_class_weights
 from xdist_train.models.weights import StoredWeights, read_weights, require_fit, resolve_weights
 from xdist_train.training.live import LiveLine, live_line
 from xdist_train.training.messages import Failure, MonitorView
@@ -76,6 +77,7 @@ def launch(config: Config, *, command: str, console: Console, label: str = "run"
         RunFailedError: the run failed in a way that would come again.
         StoppedError: the run was asked to stop and left a checkpoint.
     """
+    config = _with_absolute_paths(config)
     prepared = _prepare(config, label)
     if _already_finished(prepared, config):
         console.print(f"run {prepared.folder.name!r} has already finished; nothing to do.", highlight=False)
@@ -85,7 +87,7 @@ def launch(config: Config, *, command: str, console: Console, label: str = "run"
         set_start_limit(config.scale.wait_s or (_WAIT_AUTOSCALER_S if resources.autoscaling else _WAIT_S))
         use_gpu = _check_fit(config, prepared.dataset, resources)
         record = _claim(config, prepared, command, resources, use_gpu)
-        console.print(f"run folder: {prepared.folder.store.uri}", highlight=False, soft_wrap=True)
+        console.print(f"run folder: {prepared.folder.store.uri}", highlight=False, markup=False, soft_wrap=True)
         _train(ray, config, prepared, record, use_gpu, line)
     return _result(prepared.folder, record.values)
 
@@ -100,13 +102,27 @@ def _prepare(config: Config, label: str) -> _Prepared:
     name = config.run.name or f"{label}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(open_store(config.storage.uri).child(name), driver=uuid.uuid4().hex)
     earlier = _check_name(config, folder)
-    micro = int(earlier.get("micro_batch_size") or _micro_batch_size(config))
+    micro = config.train.micro_batch_size or int(earlier.get("micro_batch_size") or _micro_batch_size(config))
     same = identity(config, dataset.info.fingerprint, micro)
     _check_identity(folder.name, earlier, same)
     _check_splits(config, dataset, micro)
     build_schedule(config.schedule, 1, config.train.epochs)
     weights = _check_model(config, len(dataset.info.classes))
     return _Prepared(dataset, folder, earlier, micro, same, weights)
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Workers and later commands run elsewhere: every path of this machine is spelled from its root."""
+    weights = config.model.weights
+    if weights not in ("none", "imagenet"):
+        weights = open_store(weights).uri
+    return replace(
+        config,
+        data=replace(config.data, uri=config.data.uri and open_store(config.data.uri).uri),
+        storage=replace(config.storage, uri=open_store(config.storage.uri).uri),
+        loader=replace(config.loader, cache_dir=str(cache_root(config.loader.cache_dir))),
+        model=replace(config.model, weights=weights),
+    )
 
 
 def _check_name(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -123,7 +139,7 @@ def _check_name(config: Config, folder: RunFolder) -> dict[str, Any]:
 
 
 def _micro_batch_size(config: Config) -> int:
-    return config.train.micro_batch_size or -(-config.train.batch_size // config.scale.num_workers)
+    return -(-config.train.batch_size // config.scale.num_workers)
 
 
 def _check_identity(name: str, earlier: dict[str, Any], now: dict[str, Any]) -> None:
@@ -144,6 +160,12 @@ def _check_splits(config: Config, dataset: Dataset, micro_batch_size: int) -> No
     missing = [name for name, count in zip(dataset.info.classes, counts["train"], strict=True) if not count]
     if missing:
         raise InputError(f"data.split={config.data.split}: no training image of class {', '.join(missing)}.")
+    if sum(count > 0 for count in counts["val"]) < 2:
+        raise InputError(
+            f"data.split={config.data.split}: val has images of one class only, so no figure on it can select an "
+            "epoch. Pack with other pack.fractions or pack.seed, or give more patients."
+        )
+    build_class_weights(config.loss, counts["train"])
     steps = StepPlan(sum(counts["train"]), config.train.step_size, micro_batch_size)
     if steps.num_micro_batches(0) < config.scale.num_workers:
         raise InputError(
@@ -227,11 +249,15 @@ def _train(ray: Any, config: Config, prepared: _Prepared, record: RunRecord, use
     started = time.perf_counter()
     monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
     job = _Job(_build_trainer(config, prepared, monitor, record.values["attempt"], use_gpu))
-    with _stop_on_signals(monitor):
-        while job.running(_POLL_S):
-            view = ray.get(monitor.read.remote())
-            line.show(view)
-            record.beat(sorted({*record.values["complete"], *view.published}))
+    try:
+        with _stop_on_signals(monitor):
+            while job.running(_POLL_S):
+                view = ray.get(monitor.read.remote())
+                line.show(view)
+                record.beat(sorted({*record.values["complete"], *view.published}))
+    except KeyboardInterrupt:
+        record.end("failed", reason={"kind": "interrupted", "message": "interrupted twice, without a checkpoint"})
+        raise
     view = ray.get(monitor.read.remote())
     line.show(view)
     _conclude(job, view, record, config, time.perf_counter() - started)
@@ -253,11 +279,9 @@ class _Job:
         return self._thread.is_alive()
 
     def _fit(self) -> None:
-        from ray.train import TrainingFailedError
-
         try:
             self.summary = self.trainer.fit().return_value
-        except TrainingFailedError as error:
+        except Exception as error:  # noqa: BLE001 - the thread's entry point; the main thread says what it was
             self.error = error
 
 
@@ -315,7 +339,12 @@ def _conclude(job: _Job, view: MonitorView, record: RunRecord, config: Config, s
     worker_seconds = record.values["worker_seconds"] + seconds * config.scale.num_workers
     summary = job.summary or {}
     failure = view.failure or summary.get("failure") or _lost(job)
-    common = {"complete": complete, "worker_seconds": worker_seconds, "group_starts": view.group_starts}
+    common = {
+        "notes": list(view.notes),
+        "complete": complete,
+        "worker_seconds": worker_seconds,
+        "group_starts": view.group_starts,
+    }
     if failure:
         record.end("failed", reason={"kind": failure.kind, "message": failure.message}, **common)
         error = InputError(failure.message) if failure.kind == "bad_input" else None
@@ -338,9 +367,13 @@ def _conclude(job: _Job, view: MonitorView, record: RunRecord, config: Config, s
 
 
 def _lost(job: _Job) -> Failure | None:
-    """What Ray gave up on."""
+    """What Ray gave up on; an error that is not Ray's word about the run is a defect and is raised."""
+    from ray.train import TrainingFailedError
+
     if job.error is None:
         return None
+    if not isinstance(job.error, TrainingFailedError):
+        raise job.error
     lines = [line.strip() for line in str(job.error).splitlines() if line.strip()]
     return Failure(kind=type(job.error).__name__, message=f"Ray gave up on the run: {' '.join(lines)[-600:]}")
 

@@ -7,6 +7,7 @@ Knows no loader, no store and no Ray.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ from xdist_train.config import OptimConfig, TrainConfig
 from xdist_train.models.backbones import INPUT_CHANNELS
 from xdist_train.models.heads import set_train_mode
 from xdist_train.models.losses import LossFunction
+from xdist_train.models.precision import resolve_precision
 from xdist_train.training.collectives import average_buffers
-from xdist_train.training.optim import build_optimizer
+from xdist_train.training.optim import build_optimizer, set_learning_rate
 
-__all__ = ["InputView", "Learner", "Precision", "resolve_precision"]
+__all__ = ["InputView", "Learner"]
 
 
 @dataclass(frozen=True)
@@ -41,30 +43,6 @@ class InputView:
     std: tuple[float, ...]
     image_size: int
     channels: int
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Arithmetic of a run: type of weights and input, type of autocast (None: off), loss scaling."""
-
-    weights: torch.dtype
-    autocast: torch.dtype | None
-    scaled: bool
-
-
-def resolve_precision(name: str, device: torch.device) -> Precision:
-    """The arithmetic that `train.precision` names on a device."""
-    if name == "auto" and device.type != "cuda":
-        name = "float32"
-    if name == "auto":
-        name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    table = {
-        "float32": Precision(torch.float32, None, False),
-        "float64": Precision(torch.float64, None, False),
-        "bf16": Precision(torch.float32, torch.bfloat16, False),
-        "fp16": Precision(torch.float32, torch.float16, device.type == "cuda"),
-    }
-    return table[name]
 
 
 class Learner:
@@ -112,8 +90,7 @@ class Learner:
             This rank's part of the step's loss, a scalar on the device; the parts add up to the loss.
         """
         set_train_mode(self.model)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.base_rate * rate_factor
+        set_learning_rate(self.optimizer, self.base_rate * rate_factor)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device, dtype=self.precision.weights)
         for number in range(count):
@@ -153,14 +130,9 @@ class Learner:
         view = self.view
         pixels = normalise(images, view.mean, view.std, INPUT_CHANNELS, self.precision.weights)
         pixels = pixels.contiguous(memory_format=self.memory_format)
-        with self._autocast():
+        with self.precision.context(self.device):
             logits = module(pixels)
         return cast(Tensor, logits).to(self.precision.weights)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.precision.autocast)
 
     def _sync(self, last: bool) -> AbstractContextManager[object]:
         """Gradients travel with the last micro batch of a step alone."""
@@ -195,7 +167,12 @@ class Learner:
 
 
 def _replicate(module: nn.Module, world: World) -> nn.Module:
-    return DistributedDataParallel(module, broadcast_buffers=False) if world.size > 1 else module
+    """DDP where there are ranks to meet; buffers are ours to average, so it leaves them alone."""
+    if world.size == 1:
+        return module
+    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters  # torch 2.13
+    options: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    return DistributedDataParallel(module, **options)
 
 
 def _moving_buffers(model: nn.Module) -> list[Tensor]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from cluster.terminal import printable
 from xdist_train.training.messages import MonitorView, Progress
 
 __all__ = ["LiveLine", "live_line", "progress_text"]
@@ -36,24 +37,30 @@ class LiveLine:
 
     def __init__(self, console: Console, live: Live | None) -> None:
         self.console, self.live = console, live
-        self._rows_shown = 0
+        self._rows_shown = self._notes_shown = 0
         self._first: tuple[float, float] | None = None
         self._phase = ""
 
     def show(self, view: MonitorView) -> None:
         """Draw what changed."""
+        for note in view.notes[self._notes_shown :]:
+            self.console.print(f"warning: {printable(note)}", highlight=False, markup=False, soft_wrap=True)
+        self._notes_shown = len(view.notes)
         for row in view.epoch_rows[self._rows_shown :]:
             self.console.print(_epoch_text(row), highlight=False, soft_wrap=True)
         self._rows_shown = len(view.epoch_rows)
         if self.live:
             self.live.update(Text(self._line(view), overflow="ellipsis", no_wrap=True))
-        elif view.phase != self._phase:
-            self.console.print(view.phase, highlight=False)
-        self._phase = view.phase
+        elif self._phase_of(view) != self._phase:
+            self.console.print(self._phase_of(view), highlight=False)
+        self._phase = self._phase_of(view)
+
+    def _phase_of(self, view: MonitorView) -> str:
+        return "stopping behind a checkpoint" if view.stopping else view.phase
 
     def _line(self, view: MonitorView) -> str:
-        if view.progress is None or view.phase != "training":
-            return f"{view.phase} ..."
+        if view.stopping or view.progress is None or view.phase != "training":
+            return f"{self._phase_of(view)} ..."
         return progress_text(view.progress, self._left_s(view.progress))
 
     def _left_s(self, progress: Progress) -> float | None:

@@ -331,4 +331,9 @@ def run_loop(job: Job, state: TrainState, reporter: Reporter) -> Outcome:
         ended = run.run_epoch()
         if ended:
             return ended
+    if state.selection is None:
+        message = (
+            f"no epoch had a defined val {job.train.metric}, so none could be selected. Choose another train.metric."
+        )
+        return Outcome(status="failed", state=state, failure=Failure(kind="nothing_selected", message=message))
     return Outcome(status="finished", state=state)

@@ -40,4 +40,7 @@ class MonitorView:
     epoch_rows: tuple[dict[str, Any], ...] = ()
     failure: Failure | None = None
     group_starts: int = 0
+    stopping: bool = False
+    notes: tuple[str, ...] = ()
+    """Warnings of rank 0, for the user."""
     published: tuple[str, ...] = ()

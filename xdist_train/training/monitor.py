@@ -22,6 +22,7 @@ class RunMonitor:
         self._failure: Failure | None = None
         self._starts = 0
         self._epoch_rows: list[dict[str, Any]] = []
+        self._notes: list[str] = []
 
     def begin(self) -> int:
         """A group of workers starts (rank 0 says so); how many did so far."""
@@ -45,6 +46,10 @@ class RunMonitor:
         """One more row of kind `epoch`."""
         self._epoch_rows.append(row)
 
+    def note(self, text: str) -> None:
+        """A warning that the user should read."""
+        self._notes.append(text)
+
     def publish(self, keys: list[str]) -> None:
         """Objects of the run folder that are whole now."""
         self._published.update(dict.fromkeys(keys))
@@ -60,5 +65,7 @@ class RunMonitor:
             epoch_rows=tuple(self._epoch_rows),
             failure=self._failure,
             group_starts=self._starts,
+            stopping=self._stop,
+            notes=tuple(self._notes),
             published=tuple(self._published),
         )

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from cluster.errors import InputError, StoreError
+from cluster.errors import InputError, RunFailedError, StoreError
 from cluster.runs import RunFolder, StaleDriverError
 from cluster.store import open_store
 from cluster.world import World
@@ -71,7 +71,13 @@ def run_worker(values: dict[str, Any]) -> dict[str, Any]:
     try:
         return _train(order, world, restarted=starts > 1)
     except StaleDriverError as error:
-        return _fail(order, Failure(kind="stale_driver", message=str(error), rank=world.rank))
+        # Raised, not returned: the other ranks wait for this one, and a restarted group returns at once.
+        _fail(order, Failure(kind="stale_driver", message=str(error), rank=world.rank))
+        raise
+    except (RunFailedError, DamagedCheckpointError) as error:
+        kind = error.kind if isinstance(error, RunFailedError) else "damaged_checkpoints"
+        _fail(order, Failure(kind=kind, message=str(error), rank=world.rank))
+        raise
     except InputError as error:
         _fail(order, Failure(kind="bad_input", message=str(error), rank=world.rank))
         raise
@@ -84,9 +90,8 @@ def run_worker(values: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
-def _fail(order: WorkerOrder, failure: Failure) -> dict[str, Any]:
+def _fail(order: WorkerOrder, failure: Failure) -> None:
     ray.get(order.monitor.fail.remote(failure))
-    return {"status": "failed", "failure": failure}
 
 
 def _out_of_memory(order: WorkerOrder, error: torch.OutOfMemoryError) -> str:
@@ -101,6 +106,7 @@ def _train(order: WorkerOrder, world: World, *, restarted: bool) -> dict[str, An
     started = time.perf_counter()
     folder = RunFolder(open_store(order.run_uri), order.driver)
     torch.set_num_threads(order.config.scale.cpus_per_worker)
+    _forward_warnings(order, world)
     # 1. Data, model and loop of this rank.
     attempt = _agree_attempt(order, folder, world, restarted)
     assembly = Assembly(
@@ -126,6 +132,23 @@ def _train(order: WorkerOrder, world: World, *, restarted: bool) -> dict[str, An
         assembly.close()
 
 
+class _NoteHandler(logging.Handler):
+    """Sends our packages' warnings to the monitor, and so to the user's terminal."""
+
+    def __init__(self, monitor: Any) -> None:
+        super().__init__(logging.WARNING)
+        self.monitor = monitor
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.monitor.note.remote(record.getMessage())
+
+
+def _forward_warnings(order: WorkerOrder, world: World) -> None:
+    if world.is_first:
+        for package in ("cluster", "dataloading", "xdist_train"):
+            logging.getLogger(package).addHandler(_NoteHandler(order.monitor))
+
+
 def _agree_attempt(order: WorkerOrder, folder: RunFolder, world: World, restarted: bool) -> int:
     """This group's attempt number, the same on all ranks; a restarted group has a new one."""
     number = order.attempt
@@ -148,6 +171,10 @@ def _resume(assembly: Assembly, world: World) -> TrainState:
             except DamagedCheckpointError as error:
                 if world.is_first:
                     logger.warning("%s; going back to the one before it", error)
+    if reported:
+        raise DamagedCheckpointError(
+            f"none of the {len(reported)} checkpoints of this run can be read. Start again under another run.name."
+        )
     return TrainState()
 
 
@@ -212,6 +239,7 @@ class _RayReporter:
     def save(self, name: str, write: Callable[[Path], None] | None, metrics: dict[str, Any]) -> None:
         checkpoint = None
         if write is not None:
+            self.folder.check_owner()
             folder = Path(tempfile.mkdtemp(prefix="xdist-checkpoint-"))
             try:
                 write(folder)

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from cluster.world import World
+from dataloading.loading.plan import training_requests
 from tests.xdist_train.training.ranks import FakeBatches, FolderReporter, make_job, run_ranks
-from xdist_train.config import CheckpointConfig, EarlyStoppingConfig, ModelConfig, OptimConfig, TrainConfig
+from xdist_train.config import (
+    CheckpointConfig,
+    EarlyStoppingConfig,
+    ModelConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from xdist_train.training.checkpoint import load_checkpoint
+from xdist_train.training.collectives import gather_values
 from xdist_train.training.loop import Job, run_loop
 from xdist_train.training.state import Outcome, TrainState
 
@@ -131,3 +142,71 @@ def test_the_loss_falls() -> None:
     _, reporter = _run(_job(train=train, optim=OptimConfig(name="adamw", lr=3e-3)))
     losses = [row["train_loss"] for row in reporter.history if row["kind"] == "epoch"]
     assert losses[-1] < 0.6 * losses[0]
+
+
+_SCRIPT = [0.5, 0.7, 0.6, 0.6, 0.6, 0.6]
+
+
+def _scripted_job(start: int) -> Job:
+    """A plateau schedule and patience 3 under val figures that are known for each epoch."""
+    figures = iter(_SCRIPT[start:])
+
+    def evaluate() -> dict[str, float]:
+        value = next(figures)
+        return {"loss": 1 - value, "balanced_accuracy": value}
+
+    job = _job(
+        train=replace(_TRAIN, epochs=6),
+        schedule=ScheduleConfig(name="plateau", patience=2, gamma=0.5),
+        checkpoint=CheckpointConfig(every_steps=2),
+        evaluate=evaluate,
+    )
+    return replace(job, early_stopping=EarlyStoppingConfig(patience=3))
+
+
+def _plain(state: TrainState) -> dict[str, Any]:
+    """A state without what a clock says."""
+    clocked = {"time", "images_per_s", "step_s", "data_wait_share"}
+    rows = [{name: value for name, value in row.items() if name not in clocked} for row in state.history]
+    return {**state.to_json(), "history": rows, "seconds": None}
+
+
+def test_a_resumed_run_remembers_patience_plateau_history_and_loss(tmp_path: Path) -> None:
+    """Resumed in the middle of epoch 3, a run ends in the undisturbed state: rate, rows, stop, selection."""
+    whole, _ = _run(_scripted_job(0), folder=tmp_path)
+    job = _scripted_job(3)
+    state = load_checkpoint(tmp_path / "e003-s000002-a01", job.learner)
+    rest, _ = _run(job, state)
+    assert _plain(whole.state) == _plain(rest.state)
+    assert (5, True, 1) == (
+        rest.state.epoch,
+        rest.state.stopped_early,
+        rest.state.selection and rest.state.selection.epoch,
+    )
+    rates = [row["lr"] for row in rest.state.history if row["kind"] == "epoch"]
+    assert [0.01] * 4 + [0.005] == pytest.approx(rates)
+
+
+def _running_figures(world: World) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """After 3 steps: this rank's BatchNorm figures, and the mean over ranks."""
+    job = _job(world)
+    batches = job.loader.load(training_requests(job.plan, job.steps, world, 0))
+    for step in range(3):
+        start, stop = job.steps.span(step)
+        job.learner.step(batches, len(job.steps.micro_batches(step, world)), stop - start, 1.0)
+    mine = [buffer.clone() for buffer in job.learner.moving_buffers]
+    return mine, [gather_values(buffer.flatten(), world).mean(dim=0).view_as(buffer) for buffer in mine]
+
+
+def test_running_figures_are_the_same_on_all_ranks() -> None:
+    """BatchNorm's mean and variance are averaged after every step, so every rank holds the mean."""
+    mine, mean = run_ranks(2, _running_figures)
+    assert len(mine) > 0
+    assert [True] * len(mine) == [torch.equal(left, right) for left, right in zip(mine, mean, strict=True)]
+
+
+def test_a_run_that_could_select_nothing_fails() -> None:
+    """A figure that is NaN in every epoch leaves no model, which is said, not passed over."""
+    outcome, _ = _run(_job(evaluate=lambda: {"loss": 1.0, "balanced_accuracy": math.nan}))
+    assert outcome.failure is not None
+    assert ("failed", "nothing_selected") == (outcome.status, outcome.failure.kind)

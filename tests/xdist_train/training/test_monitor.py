@@ -49,6 +49,7 @@ def test_the_monitor_holds_the_last_words() -> None:
     monitor.end_epoch(_ROW)
     monitor.publish(["a", "b"])
     monitor.publish(["b", "c"])
+    monitor.note("careful")
     monitor.ask_stop()
     assert monitor.push(phase="evaluating val")
     first = Failure(kind="x", message="first")
@@ -60,6 +61,8 @@ def test_the_monitor_holds_the_last_words() -> None:
         epoch_rows=(_ROW,),
         failure=first,
         group_starts=2,
+        stopping=True,
+        notes=("careful",),
         published=("a", "b", "c"),
     )
     assert expected == monitor.read()
