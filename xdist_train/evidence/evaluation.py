@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from cluster.config import read_layer
+from cluster.config import parse_layer
 from cluster.errors import InputError
 from cluster.runs import CONFIG, RUN, evaluation_key, predictions_key
 from cluster.store import Store, open_store
@@ -106,7 +106,7 @@ def run_evaluation(model_uri: str, split: str, data_uri: str = "", resamples: in
 def _own_data(store: Store, is_run: bool, uri: str) -> str:
     if not is_run:
         raise InputError(f"{uri!r} is a bare model folder: say what to evaluate it on, --data DATASET.")
-    return str(read_layer(store.path(CONFIG)).values["data"]["uri"])
+    return str(parse_layer(store.read(CONFIG), store.locate(CONFIG)).values["data"]["uri"])
 
 
 def _loader_config(description: ModelDescription) -> LoaderConfig:
