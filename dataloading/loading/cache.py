@@ -26,11 +26,11 @@ import pyarrow as pa
 from cluster.errors import InputError
 from dataloading.dataset import MANIFEST_KEY, SPLITS, Dataset
 from dataloading.loading.executor import Encoded
-from dataloading.loading.node_cache import Lease, cache_root, locked, take_folder
-from dataloading.loading.shards import REPACK, Progress, bring_shards, read_batches, replace_file
+from dataloading.loading.node_cache import Lease, cache_root, check_room, locked, take_folder
+from dataloading.loading.shards import REPACK, Progress, bring_shards, missing_bytes, read_batches, replace_file
 from dataloading.splits import SPLIT_COLUMNS, split_of
 
-__all__ = ["RECORD", "Split", "cache_root", "count_classes", "open_split"]
+__all__ = ["RECORD", "Split", "cache_root", "count_classes", "open_split", "require_room"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -87,6 +87,19 @@ def count_classes(dataset: Dataset, scheme: str) -> dict[str, tuple[int, ...]]:
     rows = {name: _chosen_rows(dataset, manifest, scheme, name) for name in SPLITS}
     count = len(dataset.info.classes)
     return {name: tuple(np.bincount(labels[chosen], minlength=count).tolist()) for name, chosen in rows.items()}
+
+
+def require_room(dataset: Dataset, cache_dir: Path, limit_gib: float = 0.0) -> None:
+    """Pass if what this node still has to fetch of a dataset will fit into its cache.
+
+    Raises:
+        StoreError: it will not, or the cache folder cannot be used.
+    """
+    if dataset.store.is_local:
+        return
+    folder, lease = take_folder(cache_dir, dataset.info.fingerprint, dataset.store.uri)
+    check_room(cache_dir, folder, missing_bytes(dataset, folder), int(limit_gib * 2**30))
+    lease.close()
 
 
 class Split:

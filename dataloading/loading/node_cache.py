@@ -25,7 +25,17 @@ from typing import TextIO
 
 from cluster.errors import InputError, StoreError
 
-__all__ = ["CachedSet", "Lease", "cache_root", "clear_cache", "list_cache", "locked", "make_room", "take_folder"]
+__all__ = [
+    "CachedSet",
+    "Lease",
+    "cache_root",
+    "check_room",
+    "clear_cache",
+    "list_cache",
+    "locked",
+    "make_room",
+    "take_folder",
+]
 
 _IN_USE, _SOURCE, _GOING = ".in-use", "source.json", ".going-"
 _SPARE_BYTES = 16 << 20
@@ -129,26 +139,45 @@ def make_room(root: Path, own: Path, need_bytes: int, limit_bytes: int = 0) -> N
         StoreError: they do not fit even then.
     """
     with locked(root):
+        _require(root, own, need_bytes, limit_bytes)
         others = [cached for cached in _sets(root) if cached.folder != own]
-        while lack := _lack(root, need_bytes, limit_bytes):
-            while others and not _move_away(others[0].folder):
-                others.pop(0)
-            if not others:
-                raise StoreError(
-                    f"loader.cache_dir: {root} has no room for {_gib(need_bytes)} of shards: {lack}, and no other "
-                    "data set that nobody uses is left to evict. A data set must fit on each node's disk: free "
-                    "space, set loader.cache_dir to a folder on a larger disk, or raise loader.cache_limit_gib."
-                )
-            others.pop(0)
-            _remove_moved(root)
+        while others and _lack(root, need_bytes, limit_bytes):
+            if _move_away(others.pop(0).folder):
+                _remove_moved(root)
+        if lack := _lack(root, need_bytes, limit_bytes):
+            raise _no_room(root, need_bytes, lack)
 
 
-def _lack(root: Path, need_bytes: int, limit_bytes: int) -> str:
+def check_room(root: Path, own: Path, need_bytes: int, limit_bytes: int = 0) -> None:
+    """Pass if `make_room` would find the room; evicts nothing.
+
+    Raises:
+        StoreError: it would not.
+    """
+    with locked(root):
+        _require(root, own, need_bytes, limit_bytes)
+
+
+def _require(root: Path, own: Path, need_bytes: int, limit_bytes: int) -> None:
+    evictable = sum(cached.num_bytes for cached in _sets(root) if cached.folder != own and not cached.in_use)
+    if need_bytes and (lack := _lack(root, need_bytes, limit_bytes, evictable)):
+        raise _no_room(root, need_bytes, lack)
+
+
+def _no_room(root: Path, need_bytes: int, lack: str) -> StoreError:
+    return StoreError(
+        f"loader.cache_dir: {root} has no room for {_gib(need_bytes)} of shards: {lack}, data sets that nobody uses "
+        "left out. A data set must fit on each node's disk: free space, set loader.cache_dir to a folder on a "
+        "larger disk, or raise loader.cache_limit_gib."
+    )
+
+
+def _lack(root: Path, need_bytes: int, limit_bytes: int, evictable_bytes: int = 0) -> str:
     """What stands against so many bytes more; empty if nothing does."""
-    free = shutil.disk_usage(root).free
+    free = shutil.disk_usage(root).free + evictable_bytes
     if need_bytes + _SPARE_BYTES > free:
         return f"the disk has {_gib(free)} free"
-    held = sum(_size(folder) for folder in _folders(root))
+    held = sum(_size(folder) for folder in _folders(root)) - evictable_bytes
     if limit_bytes and held + need_bytes > limit_bytes:
         return f"it holds {_gib(held)} and loader.cache_limit_gib allows {_gib(limit_bytes)}"
     return ""

@@ -41,8 +41,8 @@ def refuse_taken_store(out: Store) -> None:
         refuse_taken(out.path())
     elif names := out.list():
         raise InputError(
-            f"{printable(repr(out.uri))} is not empty: it holds {printable(', '.join(names[:3]))}. Nothing was written. "
-            f"Choose a new name, or remove it first ({_CLAIM} is left by a pack that is running or was killed)."
+            f"{printable(repr(out.uri))} is not empty: it holds {printable(', '.join(names[:3]))}. Nothing was "
+            f"written. Choose a new name, or remove it first ({_CLAIM} is left by a pack that is running or was killed)."
         )
 
 
@@ -77,6 +77,9 @@ def _claim(out: Store) -> None:
     text = f"host {socket.gethostname()}, {time.strftime('%Y-%m-%d %H:%M:%S')}, {time.time_ns()}\n"
     if not out.create(_CLAIM, text.encode()):
         raise InputError(f"{printable(repr(out.uri))}: another pack has begun here a moment ago. Choose a new name.")
+    if out.list() != [_CLAIM]:  # one that ended between the look and the claim
+        out.delete(_CLAIM)
+        refuse_taken_store(out)
 
 
 def _remove(out: Store) -> None:
