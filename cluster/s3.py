@@ -6,7 +6,6 @@ from the standard AWS chain only. Callers use `cluster.store.open_store`.
 
 from __future__ import annotations
 
-import atexit
 import io
 import logging
 import os
@@ -394,11 +393,12 @@ def _connect() -> Any:
 
 
 def _forget() -> None:
-    """A forked process makes its own connections: event loop and sockets belong to its parent."""
+    """A forked process makes its own connections: event loop and sockets belong to its parent, also to close."""
     global _guard, _trying
     _guard, _trying = threading.Lock(), threading.Lock()
+    _of_parents.append(dict(_connections))
     _connections.clear()
 
 
+_of_parents: list[dict[int, Any]] = []
 os.register_at_fork(after_in_child=_forget)
-atexit.register(_connections.clear)

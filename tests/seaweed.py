@@ -110,6 +110,20 @@ class S3Server:
     def _log(self) -> str:
         return (self.folder / "weed.log").read_text(errors="replace")[-4000:]
 
+    def make_bucket(self, name: str) -> None:
+        """An empty bucket."""
+        import botocore.session
+
+        values = self.environment
+        client = botocore.session.Session().create_client(
+            "s3",
+            region_name=values["AWS_DEFAULT_REGION"],
+            endpoint_url=values["AWS_ENDPOINT_URL"],
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+        )
+        client.create_bucket(Bucket=name)
+
     def freeze(self) -> None:
         """Stop answering, with connections left open."""
         self._signal(signal.SIGSTOP)

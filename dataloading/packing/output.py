@@ -42,7 +42,7 @@ def refuse_taken_store(out: Store) -> None:
     elif names := out.list():
         raise InputError(
             f"{printable(repr(out.uri))} is not empty: it holds {printable(', '.join(names[:3]))}. Nothing was "
-            f"written. Choose a new name, or remove it first ({_CLAIM} is left by a pack that is running or was killed)."
+            f"written. Choose a new name, or remove it first ({_CLAIM} is left by one that runs or was killed)."
         )
 
 
