@@ -166,8 +166,8 @@ def _require(root: Path, own: Path, need_bytes: int, limit_bytes: int) -> None:
 
 def _no_room(root: Path, need_bytes: int, lack: str) -> StoreError:
     return StoreError(
-        f"loader.cache_dir: {root} has no room for {_gib(need_bytes)} of shards: {lack}, data sets that nobody uses "
-        "left out. A data set must fit on each node's disk: free space, set loader.cache_dir to a folder on a "
+        f"loader.cache_dir: {root} has no room for {_readable(need_bytes)} of shards: {lack}, data sets "
+        "that nobody uses left out. A data set must fit on each node's disk: free space, set loader.cache_dir to a folder on a "
         "larger disk, or raise loader.cache_limit_gib."
     )
 
@@ -176,19 +176,20 @@ def _lack(root: Path, need_bytes: int, limit_bytes: int, evictable_bytes: int = 
     """What stands against so many bytes more; empty if nothing does."""
     free = shutil.disk_usage(root).free + evictable_bytes
     if need_bytes + _SPARE_BYTES > free:
-        return f"the disk has {_gib(free)} free"
+        return f"the disk has {_readable(free)} free"
     held = sum(_size(folder) for folder in _folders(root)) - evictable_bytes
     if limit_bytes and held + need_bytes > limit_bytes:
-        return f"it holds {_gib(held)} and loader.cache_limit_gib allows {_gib(limit_bytes)}"
+        return f"it holds {_readable(held)} and loader.cache_limit_gib allows {_readable(limit_bytes)}"
     return ""
 
 
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"
+def _readable(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
 
 
 def _folders(root: Path) -> list[Path]:
-    return [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    """Those with our mark: a user may have put the cache where other things lie."""
+    return [mark.parent for mark in root.glob(f"[!.]*/{_IN_USE}")]
 
 
 def _sets(root: Path) -> list[CachedSet]:
@@ -196,8 +197,7 @@ def _sets(root: Path) -> list[CachedSet]:
     _remove_moved(root)
     found = []
     for folder in _folders(root):
-        mark = folder / _IN_USE
-        used_s = (mark if mark.exists() else folder).stat().st_mtime
+        used_s = (folder / _IN_USE).stat().st_mtime
         found.append(CachedSet(folder, _source(folder), _size(folder), used_s, not _is_free(folder)))
     return sorted(found, key=lambda cached: cached.used_s)
 
