@@ -166,8 +166,8 @@ def _require(root: Path, own: Path, need_bytes: int, limit_bytes: int) -> None:
 
 def _no_room(root: Path, need_bytes: int, lack: str) -> StoreError:
     return StoreError(
-        f"loader.cache_dir: {root} has no room for {_readable(need_bytes)} of shards: {lack}, data sets "
-        "that nobody uses left out. A data set must fit on each node's disk: free space, set loader.cache_dir to a folder on a "
+        f"loader.cache_dir: {root} has no room for {_readable(need_bytes)} of shards: {lack}, data sets that nobody "
+        "uses left out. A data set must fit on each node's disk: free space, set loader.cache_dir to a folder on a "
         "larger disk, or raise loader.cache_limit_gib."
     )
 

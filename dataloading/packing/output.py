@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from cluster.errors import InputError, StoreError
@@ -39,7 +40,7 @@ def refuse_taken_store(out: Store) -> None:
     """
     if isinstance(out, LocalStore):
         refuse_taken(out.path())
-    elif names := out.list():
+    elif names := list(islice(out.walk(), 4)):
         raise InputError(
             f"{printable(repr(out.uri))} is not empty: it holds {printable(', '.join(names[:3]))}. Nothing was "
             f"written. Choose a new name, or remove it first ({_CLAIM} is left by one that runs or was killed)."
@@ -77,7 +78,7 @@ def _claim(out: Store) -> None:
     text = f"host {socket.gethostname()}, {time.strftime('%Y-%m-%d %H:%M:%S')}, {time.time_ns()}\n"
     if not out.create(_CLAIM, text.encode()):
         raise InputError(f"{printable(repr(out.uri))}: another pack has begun here a moment ago. Choose a new name.")
-    if out.list() != [_CLAIM]:  # one that ended between the look and the claim
+    if list(islice(out.walk(), 2)) != [_CLAIM]:  # one that ended between the look and the claim
         out.delete(_CLAIM)
         refuse_taken_store(out)
 

@@ -81,7 +81,7 @@ def test_folders_are_listed_walked_and_deleted(store: Store) -> None:
     store.delete("a")
     store.delete("a")
     store.delete_tree("f")
-    assert list(store.walk()) == ["fa"]
+    assert (list(store.walk()), store.list()) == (["fa"], ["fa"])
     assert list(store.child("f").walk()) == []
 
 
