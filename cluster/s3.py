@@ -127,10 +127,10 @@ class S3Store(Store):
         self._call("delete_object", "delete", key, Key=self._key(key))
 
     def delete_tree(self, key: str) -> None:
-        objects = [self._key(below) for below in self.walk(key)]
+        names = [self._key(below) for below in self.walk(key)]
         # Marks of folders go too: some servers make and list them by themselves, and would keep them.
-        folders = {parent for name in objects for parent in _parents(name) if parent.startswith(self._folder(key))}
-        keys = objects + sorted(folders, key=len, reverse=True)
+        folders = {parent for name in names for parent in _parents(name) if parent.startswith(self._folder(key))}
+        keys = names + sorted(folders, key=len, reverse=True)
         for first in range(0, len(keys), 1000):
             objects = [{"Key": name} for name in keys[first : first + 1000]]
             answer = self._call("delete_objects", "delete", key, Delete={"Objects": objects, "Quiet": True})

@@ -20,7 +20,7 @@ from cluster.errors import XdistError
 from cluster.runs import RUN
 from cluster.store import Store, open_store
 from dataloading.dataset import Dataset
-from tests.seaweed import ACCESS_KEY, SECRET_KEY
+from tests.seaweed import ACCESS_KEY, SECRET_KEY, S3Server
 
 pytestmark = pytest.mark.ray
 
@@ -95,20 +95,28 @@ class Poller(threading.Thread):
 
 
 @pytest.fixture
-def finished(s3: str, bands: Dataset, tmp_path: Path) -> tuple[str, Poller, subprocess.CompletedProcess[str]]:
-    """One epoch, then the same run to its end, with a reader beside it."""
+def finished(
+    s3: str, s3_server: S3Server, bands: Dataset, tmp_path: Path
+) -> tuple[str, Poller, subprocess.CompletedProcess[str]]:
+    """One epoch, then the same run to its end, with a reader beside it and a server that is away for 10 s."""
     copy_dataset(bands, f"{s3}/bands")
     first = train(f"{s3}/bands", f"{s3}/runs", tmp_path / "cache", "train.epochs=1")
     assert first.returncode == 0, first.stderr
     poller = Poller(open_store(f"{s3}/runs/run"))
     poller.start()
+    outage = [threading.Timer(14, s3_server.freeze), threading.Timer(24, s3_server.thaw)]
     try:
+        for timer in outage:
+            timer.start()
         second = train(f"{s3}/bands", f"{s3}/runs", tmp_path / "cache", "run.resume=must")
     finally:
+        for timer in outage:
+            timer.join()
         poller.stop()
     return s3, poller, second
 
 
+@pytest.mark.slow
 def test_a_run_in_s3_resumes_and_reads_whole(
     finished: tuple[str, Poller, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
