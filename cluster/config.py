@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from yaml import YAMLError
 
 from cluster.errors import InputError
 
-__all__ = ["Layer", "digest", "dump_yaml", "load_config", "parse_overrides", "read_layer", "to_dict"]
+__all__ = ["Layer", "digest", "dump_yaml", "load_config", "parse_layer", "parse_overrides", "read_layer", "to_dict"]
 
 Schema = TypeVar("Schema")
 
@@ -42,9 +43,20 @@ def read_layer(path: Path, source: str | None = None) -> Layer:
     """
     source = source or f"file {path}"
     try:
-        loaded = OmegaConf.load(path)
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror}). Give the path of a YAML file.") from None
+    return parse_layer(data, source)
+
+
+def parse_layer(data: bytes, source: str) -> Layer:
+    """The values of YAML text.
+
+    Raises:
+        InputError: not YAML, or not a mapping.
+    """
+    try:
+        loaded = OmegaConf.load(io.StringIO(data.decode()))
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise InputError(f"{source}: not a readable YAML file ({_one_line(error)}).") from None
     if not isinstance(loaded, DictConfig):

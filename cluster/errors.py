@@ -5,7 +5,7 @@ An error's text is one paragraph: what was wrong, the value, where it came from,
 
 from __future__ import annotations
 
-__all__ = ["InputError", "RunFailedError", "StoppedError", "StoreError", "XdistError"]
+__all__ = ["InputError", "MissingObjectError", "RunFailedError", "StoppedError", "StoreError", "XdistError"]
 
 
 class XdistError(Exception):
@@ -22,6 +22,10 @@ class InputError(XdistError, ValueError):
 
 class StoreError(XdistError):
     """The storage failed (disk full, denied, away); nothing that looks finished was left."""
+
+
+class MissingObjectError(StoreError):
+    """An object that was to be read is not in the storage."""
 
 
 class RunFailedError(XdistError):

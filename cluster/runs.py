@@ -64,7 +64,7 @@ class RunFolder:
     @property
     def name(self) -> str:
         """The run's name: its folder."""
-        return self.store.root.name
+        return self.store.name
 
     def exists(self) -> bool:
         """Whether any start ever claimed this run."""

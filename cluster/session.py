@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import InputError
 
-__all__ = ["ClusterResources", "cluster_resources", "connect", "set_start_limit"]
+__all__ = ["ClusterResources", "cluster_resources", "connect", "on_each_node", "set_start_limit"]
 
 # What Ray is told on every driver: short polls so that the end of a run is seen at once; the rest is noise.
 _ENVIRONMENT = {
@@ -26,6 +26,8 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+# Where the storage is may be told to a cluster by the driver; who may use it, never: that is each node's own.
+_FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def _init(ray: Any, local_cpus: int | None) -> None:
     try:
         _probe(address)
         if address != "local" and (address or _runs_here()):
-            ray.init(address=address or "auto", **quiet)
+            ray.init(address=address or "auto", runtime_env=_runtime_environment(), **quiet)
         else:
             ray.init(address="local", num_cpus=local_cpus, include_dashboard=False, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
@@ -89,11 +91,42 @@ def _probe(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
+def _runtime_environment() -> dict[str, Any] | None:
+    """For workers of a cluster that was started elsewhere; a submitted job has its own already."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    values = {name: os.environ[name] for name in _FORWARDED if os.environ.get(name)}
+    # user:password@host would be a credential
+    values = {name: value for name, value in values.items() if "@" not in value}
+    return {"env_vars": values} if values else None
+
+
 def _runs_here() -> bool:
     """Whether the cluster that `ray start` last made on this machine is still alive."""
     from ray._private.services import find_bootstrap_address, find_gcs_addresses
 
     return find_bootstrap_address(None) in find_gcs_addresses()
+
+
+def on_each_node(ray: Any, function: Callable[[], str], timeout_s: float) -> dict[str, str]:
+    """What a function answers in a worker process of each node that has CPUs, by the node's name.
+
+    A node that does not answer in time answers so.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def call() -> str:
+        return function()
+
+    tasks = {}
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("CPU"):
+            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            name = f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
+            tasks[ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(call).remote()] = name
+    done, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=timeout_s) if tasks else ([], [])
+    answers = {tasks[task]: ray.get(task) for task in done}
+    return answers | {tasks[task]: f"no worker process there answered within {timeout_s:.0f} s" for task in late}
 
 
 def set_start_limit(seconds: float) -> None:

@@ -29,7 +29,7 @@ class DataConfig:
     """Which images, and which of them are train, val and test."""
 
     uri: str = ""
-    """Packed dataset: a path (made by `xdist-train pack`)."""
+    """Packed dataset (made by `xdist-train pack`): a path or s3://BUCKET/PREFIX."""
     split: str = "patient"
     """`patient`, `given` (the set's own folders), or `fold:K/N` (fold K is test, the next one val)."""
 
@@ -60,7 +60,9 @@ class LoaderConfig:
     reduce_tolerance: float = 0.9
     """JPEGs are decoded at 1/2 or 1/4 where this many decoded pixels an output pixel are left; 9 switches it off."""
     cache_dir: str = ""
-    """Node-local folder for verified shards and indexes; empty is `~/.cache/xdist-train`."""
+    """Node-local folder for shards and indexes; empty is `~/.cache/xdist-train`."""
+    cache_limit_gib: float = 0.0
+    """Size that the cache may have, in GiB; older data sets go first. 0 is as much as the disk has."""
 
     def __post_init__(self) -> None:
         if not 16 <= self.image_size <= 2048:
@@ -69,6 +71,8 @@ class LoaderConfig:
             raise ValueError(f"loader.threads must be 0 (automatic) or more, not {self.threads}")
         if not 1 <= self.prefetch <= 64:
             raise ValueError(f"loader.prefetch must lie in 1..64 batches, not {self.prefetch}")
+        if self.cache_limit_gib < 0:
+            raise ValueError(f"loader.cache_limit_gib must be 0 or more, not {self.cache_limit_gib}")
         if not self.reduce_tolerance > 0:
             raise ValueError(f"loader.reduce_tolerance must be above 0, not {self.reduce_tolerance}")
 

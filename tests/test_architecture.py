@@ -11,7 +11,12 @@ import pytest
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ["cluster", "dataloading", "xdist_train", "tune_spaces"]
 _ROOMS = ["models", "evidence", "training"]
-_BOUNDARIES = {"omegaconf": ["cluster/config.py"]}
+_BOUNDARIES = {
+    "omegaconf": ["cluster/config.py"],
+    "s3fs": ["cluster/s3.py"],
+    "botocore": ["cluster/s3_errors.py"],
+    "aiohttp": ["cluster/s3_errors.py"],
+}
 
 
 def _modules() -> list[Path]:
@@ -42,7 +47,7 @@ def test_imports_go_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize("library", _BOUNDARIES)
 def test_a_library_is_imported_at_its_boundary_only(library: str) -> None:
-    """omegaconf belongs to the config gate."""
+    """omegaconf belongs to the config gate, S3 to the store."""
     users = [
         str(path.relative_to(_ROOT)) for path in _modules() if library in {n.split(".")[0] for n in _imports(path)}
     ]

@@ -265,7 +265,7 @@ class StorageConfig:
     """Where runs are kept."""
 
     uri: str = "runs"
-    """Folder of run folders; a path that all workers share."""
+    """Folder of run folders: a path, or s3://BUCKET/PREFIX that all nodes reach."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,7 @@ def weights(
     from xdist_train.models.weights import run_weights
 
     stored = run_weights(name, open_store(out))
-    typer.echo(f"{stored.source}: {open_store(out).path(stored.key)}")
+    typer.echo(f"{stored.source}: {open_store(out).locate(stored.key)}")
 
 
 def _command() -> str:

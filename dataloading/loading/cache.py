@@ -1,29 +1,19 @@
 """A packed dataset as a node sees it: verified shards, mapped into memory, and an index of each split.
 
-    <cache>/<fingerprint>/          mode 0700
-      .lock                         held while anything here is made; the system frees it if its holder dies
-      verified.json                 which shard files were checked: path, size, mtime_ns, sha256
+    <cache>/<fingerprint>/          from `node_cache.py`; shards from `shards.py`
       index-1-<split>-<name>.npy    one record an image, ordered by (label, id)
 
-Everything here can be deleted at any time and is made anew. Files are replaced whole, never truncated,
-since other workers have them mapped. A worker keeps no list of images: records and pictures are pages of
-mapped files that all workers of a node share.
-
-A shard is located, then verified. Local datasets are mapped where they lie.
+A worker keeps no list of images: records and pictures are pages of mapped files that all workers of a node
+share. Local datasets are mapped where they lie.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
-import os
+import io
 import re
-import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -33,12 +23,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.errors import InputError, StoreError
-from dataloading.dataset import MANIFEST_KEY, SHARD_SCHEMA, SPLITS, Dataset, Shard, shard_key
+from cluster.errors import InputError
+from dataloading.dataset import MANIFEST_KEY, SPLITS, Dataset
 from dataloading.loading.executor import Encoded
+from dataloading.loading.node_cache import Lease, cache_root, check_room, locked, take_folder
+from dataloading.loading.shards import REPACK, Progress, bring_shards, missing_bytes, read_batches, replace_file
 from dataloading.splits import SPLIT_COLUMNS, split_of
 
-__all__ = ["RECORD", "Split", "cache_root", "open_split"]
+__all__ = ["RECORD", "Split", "cache_root", "count_classes", "open_split", "require_room"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -49,36 +41,65 @@ RECORD = np.dtype(
 
 _FIELDS = RECORD.names or ()
 _INDEX_VERSION = 1
-_VERIFY_THREADS = 8
 
 
-def cache_root(configured: str = "") -> Path:
-    """The node's cache folder: as configured, else `~/.cache/xdist-train`."""
-    return Path(configured or "~/.cache/xdist-train").expanduser().absolute()
-
-
-def open_split(dataset: Dataset, scheme: str, name: str, cache_dir: Path) -> Split:
-    """One part of a dataset, ready to read; the first caller on a node verifies shards and makes the index.
+def open_split(
+    dataset: Dataset,
+    scheme: str,
+    name: str,
+    cache_dir: Path,
+    *,
+    limit_gib: float = 0.0,
+    progress: Progress | None = None,
+) -> Split:
+    """One part of a dataset, ready to read; the first caller on a node fetches and verifies shards, makes the index.
 
     Args:
         dataset: the packed dataset.
         scheme: `data.split`: `patient`, `given` or `fold:K/N`.
         name: `train`, `val` or `test`.
         cache_dir: from `cache_root`.
+        limit_gib: `loader.cache_limit_gib`; 0 is what the disk has.
+        progress: called as shards are fetched and verified.
 
     Raises:
         InputError: the part has no images, or a shard or the manifest is not the one that was packed.
-        StoreError: the cache folder cannot be used.
+        StoreError: the cache folder cannot be used, or has no room.
     """
     assert name in SPLITS, name
-    folder = _open_folder(cache_dir, dataset.info.fingerprint)
-    with _locked(folder):
-        paths = [_locate(dataset, number) for number in range(len(dataset.info.shards))]
-        _verify_new(folder, paths, dataset.info.shards)
+    folder, lease = take_folder(cache_dir, dataset.info.fingerprint, dataset.store.uri)
+    with locked(folder):
+        paths = bring_shards(dataset, folder, limit_bytes=int(limit_gib * 2**30), progress=progress)
         index_path = folder / f"index-{_INDEX_VERSION}-{_slug(scheme)}-{name}.npy"
         if not index_path.exists():
             _write_index(index_path, _build_index(dataset, scheme, name))
-    return Split(dataset, scheme, name, cache_dir, index_path, paths)
+    return Split(dataset, scheme, name, cache_dir, index_path, paths, lease)
+
+
+def count_classes(dataset: Dataset, scheme: str) -> dict[str, tuple[int, ...]]:
+    """Images of each class in each split, from the manifest alone: no shard is fetched.
+
+    Raises:
+        InputError: a split without images, or a manifest that is not the one that was packed.
+    """
+    manifest = _read_manifest(dataset)
+    labels = manifest.column("label").to_numpy()
+    rows = {name: _chosen_rows(dataset, manifest, scheme, name) for name in SPLITS}
+    count = len(dataset.info.classes)
+    return {name: tuple(np.bincount(labels[chosen], minlength=count).tolist()) for name, chosen in rows.items()}
+
+
+def require_room(dataset: Dataset, cache_dir: Path, limit_gib: float = 0.0) -> None:
+    """Pass if what this node still has to fetch of a dataset will fit into its cache.
+
+    Raises:
+        StoreError: it will not, or the cache folder cannot be used.
+    """
+    if dataset.store.is_local:
+        return
+    folder, lease = take_folder(cache_dir, dataset.info.fingerprint, dataset.store.uri)
+    check_room(cache_dir, folder, missing_bytes(dataset, folder), int(limit_gib * 2**30))
+    lease.close()
 
 
 class Split:
@@ -96,11 +117,13 @@ class Split:
         cache_dir: Path,
         index_path: Path,
         shard_paths: Sequence[Path],
+        lease: Lease,
     ) -> None:
         self.dataset = dataset
         self.scheme = scheme
         self.name = name
         self._cache_dir = cache_dir
+        self._lease = lease  # nobody evicts what is open
         self._index = np.asarray(np.load(index_path, mmap_mode="r"))
         self._shards = [_MappedShard(path) for path in shard_paths]
         ends = np.searchsorted(self._index["label"], np.arange(len(dataset.info.classes)), side="right")
@@ -164,16 +187,9 @@ class _MappedShard:
     @cached_property
     def _columns(self) -> tuple[list[int], list[tuple[Indices, Encoded]]]:
         """First row, and (offsets, bytes) as views, of each record batch."""
-        columns = [batch.column("image") for batch in _read_batches(self._path)]
+        columns = [batch.column("image") for batch in read_batches(self._path)]
         first_rows = [0, *accumulate(len(column) for column in columns)]
         return first_rows[:-1], [_buffers(column) for column in columns]
-
-
-def _read_batches(path: Path) -> list[pa.RecordBatch]:
-    """The record batches of a shard as views of the file, which stays mapped when closed."""
-    with pa.memory_map(str(path)) as source:
-        reader = pa.ipc.open_file(source)
-        return [reader.get_batch(number) for number in range(reader.num_record_batches)]
 
 
 def _buffers(column: pa.LargeBinaryArray) -> tuple[Indices, Encoded]:
@@ -182,72 +198,23 @@ def _buffers(column: pa.LargeBinaryArray) -> tuple[Indices, Encoded]:
     return bounds, np.frombuffer(values, np.uint8)
 
 
-def _locate(dataset: Dataset, number: int) -> Path:
-    """Where a shard lies on this node. A dataset in a remote store would be fetched here."""
-    path = dataset.store.path(shard_key(number))
-    if not path.is_file():
-        raise InputError(f"{path} is missing, though {dataset.store.uri} lists it. {_REPACK}")
-    return path
-
-
-_REPACK = "Copy the dataset again from where it was packed, or pack the source images again (`xdist-train pack`)."
-
-
-def _verify_new(folder: Path, paths: Sequence[Path], shards: Sequence[Shard]) -> None:
-    """Check, in parallel, the shard files that are new or changed in size or time since they were checked."""
-    stamps_path = folder / "verified.json"
-    known = _read_stamps(stamps_path)
-    wanted = {str(path): _stamp(path, shard) for path, shard in zip(paths, shards, strict=True)}
-    fresh = [number for number, path in enumerate(paths) if known.get(str(path)) != wanted[str(path)]]
-    if not fresh:
-        return
-    with ThreadPoolExecutor(min(_VERIFY_THREADS, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(lambda number: _verify(paths[number], shards[number]), fresh):
-            pass
-    _replace(stamps_path, json.dumps(known | wanted, indent=1).encode())
-
-
-def _stamp(path: Path, shard: Shard) -> dict[str, Any]:
-    status = path.stat()
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": shard.sha256}
-
-
-def _read_stamps(path: Path) -> dict[str, Any]:
-    try:
-        stamps = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):  # nothing checked yet, or not readable: check again
-        return {}
-    return stamps if isinstance(stamps, dict) else {}
-
-
-def _verify(path: Path, shard: Shard) -> None:
-    """Bytes, then structure: a reader that trusts the offsets must never see others.
-
-    Raises:
-        InputError: the file is not the shard that was packed.
-    """
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != shard.sha256:
-        raise InputError(
-            f"{path} is damaged: its sha256 is {digest[:12]}..., "
-            f"but dataset.json says {shard.sha256[:12]}.... {_REPACK}"
-        )
-    try:
-        batches = _read_batches(path)
-        for batch in batches:
-            batch.validate(full=True)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is not a readable shard ({error}). {_REPACK}") from None
-    rows = sum(batch.num_rows for batch in batches)
-    if rows != shard.rows or any(batch.schema != SHARD_SCHEMA for batch in batches):
-        raise InputError(f"{path} is not a shard of {shard.rows} rows, as dataset.json says. {_REPACK}")
-
-
 def _build_index(dataset: Dataset, scheme: str, name: str) -> npt.NDArray[Any]:
     """The records of one split, ordered by (label, id)."""
+    manifest = _read_manifest(dataset)
+    chosen = _chosen_rows(dataset, manifest, scheme, name)
+    records = np.empty(len(chosen), RECORD)
+    for field in _FIELDS:
+        records[field] = manifest.column(field).to_numpy()[chosen]
+    return records[np.lexsort((records["id"], records["label"]))]
+
+
+def _read_manifest(dataset: Dataset) -> pa.Table:
     _verify_manifest(dataset)
-    manifest = dataset.read_manifest(list({*SPLIT_COLUMNS, *_FIELDS}))
+    return dataset.read_manifest(list({*SPLIT_COLUMNS, *_FIELDS}))
+
+
+def _chosen_rows(dataset: Dataset, manifest: pa.Table, scheme: str, name: str) -> Indices:
+    """Rows of the manifest that make one split."""
     parts = split_of(manifest, scheme, dataset.info.fractions, dataset.info.seed)
     chosen = np.flatnonzero(parts == SPLITS.index(name))
     if not len(chosen):
@@ -256,67 +223,21 @@ def _build_index(dataset: Dataset, scheme: str, name: str) -> npt.NDArray[Any]:
             f"data.split {scheme!r}: {dataset.store.uri} has no images for {name} ({counts} images). "
             "Choose another data.split, or pack more images."
         )
-    records = np.empty(len(chosen), RECORD)
-    for field in _FIELDS:
-        records[field] = manifest.column(field).to_numpy()[chosen]
-    return records[np.lexsort((records["id"], records["label"]))]
+    return chosen
 
 
 def _verify_manifest(dataset: Dataset) -> None:
     digest = hashlib.sha256(dataset.store.read(MANIFEST_KEY)).hexdigest()
     if digest != dataset.info.manifest_sha256:
         raise InputError(
-            f"{dataset.store.path(MANIFEST_KEY)} is not the manifest that dataset.json describes. {_REPACK}"
+            f"{dataset.store.locate(MANIFEST_KEY)} is not the manifest that dataset.json describes. {REPACK}"
         )
 
 
 def _write_index(path: Path, records: npt.NDArray[Any]) -> None:
-    with _temporary_in(path.parent) as temporary:
-        with temporary.open("wb") as stream:
-            np.save(stream, records)
-        os.replace(temporary, path)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    with _temporary_in(path.parent) as temporary:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-
-
-@contextmanager
-def _temporary_in(folder: Path) -> Iterator[Path]:
-    temporary = folder / f".tmp-{os.getpid()}-{threading.get_ident()}"
-    try:
-        yield temporary
-    except OSError as error:
-        raise StoreError(f"{folder}: cannot write ({error.strerror}). Free space, or set loader.cache_dir.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _open_folder(cache_dir: Path, fingerprint: str) -> Path:
-    """The dataset's folder in the cache, ours alone."""
-    if not re.fullmatch(r"[0-9A-Za-z_-]{8,128}", fingerprint):
-        raise InputError(
-            f"dataset.json: fingerprint {fingerprint!r} is not one that `xdist-train pack` writes. {_REPACK}"
-        )
-    folder = cache_dir / fingerprint
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
-    except OSError as error:
-        raise StoreError(
-            f"loader.cache_dir: {folder} cannot be used ({error.strerror}). Give a folder of your own."
-        ) from error
-    return folder
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Alone in a folder, on this node; the lock goes with its holder's process, however that ends."""
-    with (folder / ".lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    buffer = io.BytesIO()
+    np.save(buffer, records)
+    replace_file(path, buffer.getvalue())
 
 
 def _slug(scheme: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 
 from cluster.config import digest
 from cluster.errors import InputError
-from cluster.store import Store
+from cluster.store import LocalStore, Store
 from cluster.terminal import printable
 from dataloading.config import PackConfig
 from dataloading.dataset import (
@@ -44,10 +45,10 @@ from dataloading.packing.entries import Entry
 from dataloading.packing.examine import Examined, Task, examine_files
 from dataloading.packing.likeness import THUMBNAIL_PX, find_near_duplicates
 from dataloading.packing.masks import MaskFolder, find_masks
+from dataloading.packing.output import Output, open_output, refuse_taken_store
 from dataloading.packing.patients import PatientRule, parse_patient_rule
 from dataloading.packing.pixel_sums import PixelSums
 from dataloading.packing.pool import map_in_order, usable_cores
-from dataloading.packing.publish import published_at_end, refuse_taken
 from dataloading.packing.rejection import Rejected
 from dataloading.packing.scan import ImageFile, Scan, check_classes, scan_source
 from dataloading.packing.shards import ShardWriter
@@ -118,14 +119,15 @@ def run_pack(
     """
     started_s = time.monotonic()
     show = progress or (lambda what, done, total: None)
-    refuse_taken(out.path())
+    refuse_taken_store(out)
     rule = parse_patient_rule(config.patient)
     scan = scan_source(source, csv, masks)
-    _refuse_inside(out.path(), scan.root)
+    if isinstance(out, LocalStore):
+        _refuse_inside(out.path(), scan.root)
     rule.check_taken(_count_rules(scan.images, rule))
     mask_folder = find_masks(scan, masks)
-    with published_at_end(out.path()) as folder:
-        result = _pack(_Job(scan, rule, mask_folder, Store(folder), config, show))
+    with open_output(out) as output:
+        result = _pack(_Job(scan, rule, mask_folder, output, config, show))
     return dataclasses.replace(result, seconds=time.monotonic() - started_s)
 
 
@@ -134,7 +136,7 @@ class _Job:
     scan: Scan
     rule: PatientRule
     masks: MaskFolder
-    store: Store
+    output: Output
     config: PackConfig
     show: Progress
 
@@ -151,7 +153,7 @@ class _Verified:
 
 
 def _pack(job: _Job) -> PackResult:
-    with _thumbnail_file(job.store.path(_THUMBNAILS)) as thumbnails:
+    with _thumbnail_file(job.output.scratch / _THUMBNAILS) as thumbnails:
         verified = _verify(job, thumbnails)
         _check_survivors(job.scan, verified)
         duplicates = _find_duplicates(job, verified.entries)
@@ -177,7 +179,7 @@ def _pack(job: _Job) -> PackResult:
 
 def _verify(job: _Job, thumbnails: BinaryIO) -> _Verified:
     """Read every file once, on all cores; write shards as results come, in the order of the scan."""
-    writer = ShardWriter(job.store, job.config.shard_mib << 20)
+    writer = ShardWriter(job.output.store, job.config.shard_mib << 20)
     verified = _Verified([], list(job.scan.rejected), (), PixelSums(), PixelSums())
     label_of = {name: label for label, name in enumerate(job.scan.classes)}
     chunks = list(_chunks(job))
@@ -277,7 +279,7 @@ def _find_duplicates(job: _Job, entries: Sequence[Entry]) -> Duplicates:
     if not job.config.near_duplicates:
         return join_duplicates(firsts, None)
     shape = (len(entries), THUMBNAIL_PX, THUMBNAIL_PX)
-    thumbnails = np.memmap(job.store.path(_THUMBNAILS), np.uint8, "r", shape=shape)
+    thumbnails = np.memmap(job.output.scratch / _THUMBNAILS, np.uint8, "r", shape=shape)
     unique = np.flatnonzero(firsts == np.arange(len(firsts)))
     hashes, mirrored = (
         np.array([getattr(entry.facts, name) for entry in entries], np.uint64)[unique]
@@ -350,9 +352,11 @@ def _publish(
         audit=audit,
     )
     info = dataclasses.replace(info, fingerprint=_fingerprint(info, manifest, verified.entries))
-    job.store.write(QUARANTINE_KEY, _parquet(pa.Table.from_pylist(rejected, schema=QUARANTINE_SCHEMA)))
-    job.store.write(MANIFEST_KEY, manifest_bytes)
-    job.store.write_json(INFO_KEY, info.to_json())
+    store = job.output.store
+    store.write(QUARANTINE_KEY, _parquet(pa.Table.from_pylist(rejected, schema=QUARANTINE_SCHEMA)))
+    store.write(MANIFEST_KEY, manifest_bytes)
+    if not store.create(INFO_KEY, (json.dumps(info.to_json(), indent=2) + "\n").encode()):
+        raise InputError(f"{store.locate(INFO_KEY)} was written by somebody else meanwhile. Choose a new name.")
     return info
 
 

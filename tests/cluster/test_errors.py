@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from cluster.errors import InputError, RunFailedError, StoppedError, StoreError, XdistError
+from cluster.errors import InputError, MissingObjectError, RunFailedError, StoppedError, StoreError, XdistError
 from cluster.runs import StaleDriverError
 from dataloading.loading.executor import UndecodableError
 from xdist_train.training.checkpoint import DamagedCheckpointError
@@ -14,6 +14,7 @@ from xdist_train.training.checkpoint import DamagedCheckpointError
 _ERRORS = [
     InputError("a"),
     StoreError("b"),
+    MissingObjectError("b"),
     RunFailedError("kind", "c"),
     StoppedError("d"),
     StaleDriverError("e"),

@@ -145,11 +145,11 @@ def load_model(uri: str) -> tuple[nn.Module, ModelDescription]:
     data = folder.read(WEIGHTS_KEY)
     if hashlib.sha256(data).hexdigest() != description.weights_sha256:
         raise InputError(
-            f"{folder.path(WEIGHTS_KEY)} is not the file that {DESCRIPTION_KEY} describes (other sha256). "
+            f"{folder.locate(WEIGHTS_KEY)} is not the file that {DESCRIPTION_KEY} describes (other sha256). "
             "It was damaged, or is being replaced by a running training; copy it again or wait for the run."
         )
     model = build_model(description.model, len(description.classes))
-    _fill(model, data, str(folder.path(WEIGHTS_KEY)))
+    _fill(model, data, folder.locate(WEIGHTS_KEY))
     return model.eval(), description
 
 
@@ -162,7 +162,7 @@ def find_model(uri: str) -> tuple[Store, ModelDescription]:
     store = open_store(uri)
     for folder in (store.child(MODEL_FOLDER), store):
         if folder.exists(DESCRIPTION_KEY):
-            where = str(folder.path(DESCRIPTION_KEY))
+            where = folder.locate(DESCRIPTION_KEY)
             return folder, ModelDescription.from_json(folder.read_json(DESCRIPTION_KEY), where)
     raise InputError(
         f"{uri!r} holds no model (no {MODEL_FOLDER}/{DESCRIPTION_KEY}, no {DESCRIPTION_KEY}). "

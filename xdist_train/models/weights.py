@@ -74,8 +74,8 @@ def read_weights(store: Store, stored: StoredWeights) -> dict[str, Tensor]:
     """
     data = store.read(stored.key)
     if hashlib.sha256(data).hexdigest() != stored.sha256:
-        raise StoreError(f"{store.path(stored.key)} is damaged (other sha256). Delete it and start again.")
-    return _parse(data, str(store.path(stored.key)))
+        raise StoreError(f"{store.locate(stored.key)} is damaged (other sha256). Delete it and start again.")
+    return _parse(data, store.locate(stored.key))
 
 
 def require_fit(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -139,12 +139,12 @@ def run_weights(name: str, store: Store) -> StoredWeights:
 def _imagenet_weights(backbone: Backbone, store: Store) -> StoredWeights:
     index = f"{_FOLDER}/{backbone.key}.json"
     if store.exists(index):
-        return _stored_from_json(store.read_json(index), str(store.path(index)))
+        return _stored_from_json(store.read_json(index), store.locate(index))
     installed = installed_weights(backbone)
     if installed:
         return _put_imagenet(store, backbone, installed)
     raise InputError(
-        f"model.weights=imagenet: {store.path(_FOLDER)} has no weights of {backbone.spelling!r}, and this "
+        f"model.weights=imagenet: {store.locate(_FOLDER)} has no weights of {backbone.spelling!r}, and this "
         f"machine neither.{install_hint(backbone)} Run `xdist-train weights {backbone.spelling} --out "
         f"{store.uri}` on a machine with a network."
     )
@@ -176,7 +176,7 @@ def _copy(folder: Store, name: str, uri: str, store: Store) -> StoredWeights:
 def _described_normalisation(folder: Store, sha256: str) -> Normalisation | None:
     if not folder.exists(DESCRIPTION_KEY):
         return None
-    where = str(folder.path(DESCRIPTION_KEY))
+    where = folder.locate(DESCRIPTION_KEY)
     description = ModelDescription.from_json(folder.read_json(DESCRIPTION_KEY), where)
     if description.weights_sha256 != sha256:
         return None

@@ -17,6 +17,7 @@ from dataloading.dataset import SPLITS, Dataset
 from dataloading.loading.cache import Split, cache_root, open_split
 from dataloading.loading.loader import Loader
 from dataloading.loading.plan import Plan, StepPlan, evaluation_requests
+from dataloading.loading.shards import Progress
 from xdist_train.config import Config
 from xdist_train.evidence.inference import Answers, infer, softmax
 from xdist_train.evidence.metrics import Scores, point_figures
@@ -39,6 +40,7 @@ class Assembly:
     Args:
         micro_batch_size: images of one forward; part of the run's identity.
         weights: where to start from, in the store of `storage.uri`; None starts from the seed.
+        progress: called as shards come to this node.
     """
 
     def __init__(
@@ -51,12 +53,12 @@ class Assembly:
         micro_batch_size: int,
         weights: StoredWeights | None = None,
         attempt: int = 1,
+        progress: Progress | None = None,
     ) -> None:
         self.config, self.dataset, self.world, self.device = config, dataset, world, device
         self.micro_batch_size, self.weights = micro_batch_size, weights
         self.view = _input_view(dataset, config.loader, weights)
-        cache = cache_root(config.loader.cache_dir)
-        self.splits: dict[str, Split] = {name: open_split(dataset, config.data.split, name, cache) for name in SPLITS}
+        self.splits = _open_splits(config, dataset, progress)
         self.learner = self._build_learner()
         self.loader = self._build_loader("train", train=True)
         self.job = self._build_job(attempt)
@@ -172,6 +174,13 @@ class Assembly:
             checkpoint=config.checkpoint,
             attempt=attempt,
         )
+
+
+def _open_splits(config: Config, dataset: Dataset, progress: Progress | None) -> dict[str, Split]:
+    cache, limit = cache_root(config.loader.cache_dir), config.loader.cache_limit_gib
+    return {
+        name: open_split(dataset, config.data.split, name, cache, limit_gib=limit, progress=progress) for name in SPLITS
+    }
 
 
 def _input_view(dataset: Dataset, loader: LoaderConfig, weights: StoredWeights | None) -> InputView:

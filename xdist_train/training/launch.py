@@ -22,10 +22,10 @@ from rich.console import Console
 from cluster.config import dump_yaml
 from cluster.errors import InputError, RunFailedError, StoppedError
 from cluster.runs import CHECKPOINTS, CONFIG, RunFolder, evaluation_key
-from cluster.session import ClusterResources, cluster_resources, connect, set_start_limit
-from cluster.store import open_store
+from cluster.session import ClusterResources, cluster_resources, connect, on_each_node, set_start_limit
+from cluster.store import open_store, ray_filesystem
 from dataloading.dataset import SPLITS, Dataset, open_dataset
-from dataloading.loading.cache import cache_root, open_split
+from dataloading.loading.cache import cache_root, count_classes, open_split
 from dataloading.loading.plan import StepPlan
 from xdist_train.config import Config, identity, identity_digest
 from xdist_train.models.backbones import build_model, check_model
@@ -34,12 +34,14 @@ from xdist_train.models.weights import StoredWeights, read_weights, require_fit,
 from xdist_train.training.live import LiveLine, live_line
 from xdist_train.training.messages import Failure, MonitorView
 from xdist_train.training.monitor import RunMonitor
+from xdist_train.training.node_check import NodeCheck
 from xdist_train.training.optim import build_schedule
 from xdist_train.training.record import RunRecord, first_record
 
 __all__ = ["LaunchResult", "launch"]
 
 _POLL_S = 0.5
+_NODE_CHECK_S = 60.0
 _WAIT_S, _WAIT_AUTOSCALER_S = 60.0, 1800.0
 
 
@@ -86,6 +88,7 @@ def launch(config: Config, *, command: str, console: Console, label: str = "run"
         resources = cluster_resources(ray)
         set_start_limit(config.scale.wait_s or (_WAIT_AUTOSCALER_S if resources.autoscaling else _WAIT_S))
         use_gpu = _check_fit(config, prepared.dataset, resources)
+        _check_nodes(ray, config, prepared)
         record = _claim(config, prepared, command, resources, use_gpu)
         console.print(f"run folder: {prepared.folder.store.uri}", highlight=False, markup=False, soft_wrap=True)
         _train(ray, config, prepared, record, use_gpu, line)
@@ -155,8 +158,9 @@ def _check_identity(name: str, earlier: dict[str, Any], now: dict[str, Any]) -> 
 
 
 def _check_splits(config: Config, dataset: Dataset, micro_batch_size: int) -> None:
-    cache = cache_root(config.loader.cache_dir)
-    counts = {name: open_split(dataset, config.data.split, name, cache).class_counts for name in SPLITS}
+    counts = count_classes(dataset, config.data.split)
+    if dataset.store.is_local:  # its shards are verified here; those of a store, as they reach the nodes
+        open_split(dataset, config.data.split, "train", cache_root(config.loader.cache_dir))
     missing = [name for name, count in zip(dataset.info.classes, counts["train"], strict=True) if not count]
     if missing:
         raise InputError(f"data.split={config.data.split}: no training image of class {', '.join(missing)}.")
@@ -211,12 +215,23 @@ def _check_fit(config: Config, dataset: Dataset, resources: ClusterResources) ->
                 f"need {need:g} {kind}s, but the cluster has {have:g} on {resources.nodes} node(s). "
                 "Use fewer workers, or add nodes."
             )
-    if resources.nodes > 1:
+    places = {"data.uri": dataset.store, "storage.uri": open_store(config.storage.uri)}
+    local = [f"{key}={store.uri!r}" for key, store in places.items() if store.is_local]
+    if resources.nodes > 1 and local:
         raise InputError(
-            f"data.uri={dataset.store.uri!r} and storage.uri={config.storage.uri!r} are paths of this machine, "
-            f"but the cluster has {resources.nodes} nodes. A run on several nodes needs storage that all reach."
+            f"{' and '.join(local)}: a path of this machine, but the cluster has {resources.nodes} nodes. A run on "
+            "several nodes needs storage that all reach: give s3://BUCKET/PREFIX."
         )
     return use_gpu
+
+
+def _check_nodes(ray: Any, config: Config, prepared: _Prepared) -> None:
+    """Every node can use the storage and hold the data; on a single machine this process speaks for it."""
+    check = NodeCheck.of(config)
+    if prepared.folder.store.is_local and prepared.dataset.store.is_local:
+        check.require({platform.node(): check()})
+    else:
+        check.require(on_each_node(ray, check, _NODE_CHECK_S))
 
 
 def _claim(config: Config, prepared: _Prepared, command: str, resources: ClusterResources, use_gpu: bool) -> RunRecord:
@@ -301,6 +316,7 @@ def _build_trainer(config: Config, prepared: _Prepared, monitor: Any, attempt: i
         attempt=attempt,
         weights=prepared.weights,
     )
+    filesystem, path = ray_filesystem(folder.store.uri)
     resources = {"CPU": scale.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
     return TorchTrainer(
         run_worker,
@@ -308,7 +324,8 @@ def _build_trainer(config: Config, prepared: _Prepared, monitor: Any, attempt: i
         scaling_config=ScalingConfig(num_workers=scale.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name=CHECKPOINTS,
-            storage_path=folder.store.uri,
+            storage_path=path,
+            storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             failure_config=FailureConfig(max_failures=config.failure.max_failures, controller_failure_limit=3),
         ),

@@ -117,6 +117,7 @@ def _train(order: WorkerOrder, world: World, *, restarted: bool) -> dict[str, An
         micro_batch_size=order.micro_batch_size,
         weights=order.weights,
         attempt=attempt,
+        progress=lambda what, done, total: order.monitor.push.remote(phase=f"fetching data: {done} of {total} {what}"),
     )
     try:
         # 2. Where an earlier attempt stood.

@@ -16,8 +16,9 @@ import pytest
 
 from cluster.errors import InputError, StoreError
 from dataloading.dataset import MANIFEST_KEY, Dataset, open_dataset, shard_key
-from dataloading.loading import cache
+from dataloading.loading import shards
 from dataloading.loading.cache import Split, cache_root, open_split
+from dataloading.loading.node_cache import locked
 
 
 def open_train(dataset: Dataset, cache_dir: Path) -> Split:
@@ -156,8 +157,8 @@ def test_an_empty_split_is_refused(build_dataset, tmp_path):
 def test_shards_are_verified_once(gray_dataset, tmp_path, monkeypatch):
     """The second opening, of whatever split, reads no shard."""
     checked: list[Path] = []
-    verify = cache._verify
-    monkeypatch.setattr(cache, "_verify", lambda path, shard: (checked.append(path), verify(path, shard)))
+    verify = shards._verify
+    monkeypatch.setattr(shards, "_verify", lambda path, shard: (checked.append(path), verify(path, shard)))
     open_train(gray_dataset, tmp_path / "cache")
     open_split(gray_dataset, "fold:0/3", "val", tmp_path / "cache")
     assert sorted(checked) == [gray_dataset.store.path(shard_key(n)) for n in range(5)]
@@ -190,7 +191,7 @@ def test_a_fingerprint_cannot_lead_out_of_the_cache(gray_dataset, tmp_path):
 
 
 def _hold_lock(folder: Path, held: multiprocessing.synchronize.Event) -> None:
-    with cache._locked(folder):
+    with locked(folder):
         held.set()
         signal.pause()
 
@@ -203,14 +204,14 @@ def test_the_lock_survives_a_killed_holder(tmp_path):
     holder.start()
     assert held.wait(30)
     holder.kill()
-    with cache._locked(tmp_path):
+    with locked(tmp_path):
         pass
     holder.join()
 
 
 def test_the_lock_keeps_others_out(tmp_path):
     """While one holds the folder no other can."""
-    with cache._locked(tmp_path), (tmp_path / ".lock").open("a") as other, pytest.raises(BlockingIOError):
+    with locked(tmp_path), (tmp_path / ".lock").open("a") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

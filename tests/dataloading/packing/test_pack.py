@@ -349,3 +349,29 @@ def test_real_xray_images(real_data: Path, tmp_path: Path) -> None:
     assert {1} == {len(found) for found in sides.values()}
     shares = np.array([manifest.column("patient_split").to_pylist().count(split) for split in SPLITS]) / 644
     assert pytest.approx((0.7, 0.15, 0.15), abs=0.01) == shares
+
+
+def test_a_set_is_packed_into_a_store(tmp_path: Path, s3: str) -> None:
+    """The same dataset as on a disk, object by object; a taken place is refused."""
+    write_set(tmp_path / "in", count=4)
+    local = pack(tmp_path / "in", tmp_path / "out")
+    remote = run_pack(tmp_path / "in", open_store(s3), PackConfig(workers=1))
+    assert local.info == remote.info == open_dataset(s3).info
+    keys = sorted(open_store(str(tmp_path / "out")).walk())
+    assert keys == sorted(open_store(s3).walk())
+    with pytest.raises(InputError, match="is not empty"):
+        run_pack(tmp_path / "in", open_store(s3), PackConfig(workers=1))
+
+
+def test_a_failed_pack_leaves_nothing_in_a_store(tmp_path: Path, s3: str) -> None:
+    """Interrupted after shards were begun, it removes its objects; while it runs nobody else may begin."""
+    write_set(tmp_path / "in", count=4)
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        with pytest.raises(InputError, match=r"is not empty: it holds \.packing"):
+            run_pack(tmp_path / "in", open_store(s3), PackConfig(workers=1))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_pack(tmp_path / "in", open_store(s3), PackConfig(workers=1), progress=interrupt)
+    assert list(open_store(s3).walk()) == []
