@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,9 +54,15 @@ def bands(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def train(ray_cluster: Any, bands: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """`launch` of a small run on `bands`; every launch shares one storage folder."""
-    storage = tmp_path_factory.mktemp("storage")
+def whole_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage folder that all launches of `train` share."""
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="session")
+def train(ray_cluster: Any, bands: Dataset, whole_storage: Path) -> Train:
+    """`launch` of a small run on `bands`."""
+    storage = whole_storage
 
     def start(name: str, *overrides: str) -> LaunchResult:
         config = resolve_config(
