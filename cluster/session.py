@@ -41,30 +41,30 @@ class ClusterResources:
 
 
 @contextmanager
-def connect(environment: dict[str, str] | None = None, local_cpus: int | None = None) -> Iterator[Any]:
+def connect() -> Iterator[Any]:
     """The `ray` module, connected; disconnected at the end if it was not before.
 
     `RAY_ADDRESS` names a cluster, else one that runs on this machine is joined, else one is started
-    for the life of the block (`local_cpus` CPUs, by default all).
+    for the life of the block.
 
     Raises:
         InputError: `RAY_ADDRESS` names a cluster that does not answer, or goes through Ray Client.
     """
-    for key, value in {**_ENVIRONMENT, **(environment or {})}.items():
+    for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     import ray
 
     if ray.is_initialized():
         yield ray
         return
-    _init(ray, local_cpus)
+    _init(ray)
     try:
         yield ray
     finally:
         ray.shutdown()
 
 
-def _init(ray: Any, local_cpus: int | None) -> None:
+def _init(ray: Any) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     address = os.environ.get("RAY_ADDRESS")
     if address and address.startswith("ray://"):
@@ -76,7 +76,7 @@ def _init(ray: Any, local_cpus: int | None) -> None:
         if address != "local" and (address or _runs_here()):
             ray.init(address=address or "auto", runtime_env=_runtime_environment(), **quiet)
         else:
-            ray.init(address="local", num_cpus=local_cpus, include_dashboard=False, **quiet)
+            ray.init(address="local", include_dashboard=False, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"cannot connect to Ray at {address or 'this machine'}: {' '.join(str(error).split())[:300]} "

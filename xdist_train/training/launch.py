@@ -82,7 +82,8 @@ def launch(config: Config, *, command: str, console: Console, label: str = "run"
     config = _with_absolute_paths(config)
     prepared = _prepare(config, label)
     if _already_finished(prepared, config):
-        console.print(f"run {prepared.folder.name!r} has already finished; nothing to do.", highlight=False)
+        said = f"run {prepared.folder.name!r} has already finished; nothing to do."
+        console.print(said, highlight=False, markup=False)
         return _result(prepared.folder, prepared.earlier)
     with connect() as ray, live_line(console) as line:
         resources = cluster_resources(ray)

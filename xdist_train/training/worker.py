@@ -97,8 +97,8 @@ def _fail(order: WorkerOrder, failure: Failure) -> None:
 def _out_of_memory(order: WorkerOrder, error: torch.OutOfMemoryError) -> str:
     return (
         f"out of GPU memory with micro batches of {order.micro_batch_size} images at "
-        f"{order.config.loader.image_size} px ({str(error).splitlines()[0]}). Lower train.micro_batch_size; "
-        "the step and the result stay the same."
+        f"{order.config.loader.image_size} px ({str(error).splitlines()[0]}). Lower train.micro_batch_size "
+        "under a new run.name; a step keeps its images, but BatchNorm sees smaller batches."
     )
 
 
