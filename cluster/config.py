@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
@@ -22,7 +22,19 @@ from yaml import YAMLError
 
 from cluster.errors import InputError
 
-__all__ = ["Layer", "digest", "dump_yaml", "load_config", "parse_layer", "parse_overrides", "read_layer", "to_dict"]
+__all__ = [
+    "Layer",
+    "convert_values",
+    "digest",
+    "dump_yaml",
+    "leaf_keys",
+    "load_config",
+    "nearest_key",
+    "parse_layer",
+    "parse_overrides",
+    "read_layer",
+    "to_dict",
+]
 
 Schema = TypeVar("Schema")
 
@@ -92,18 +104,32 @@ def load_config(schema: type[Schema], layers: Sequence[Layer]) -> Schema:
             naming the layer that it came from.
     """
     config = OmegaConf.structured(schema)
-    known = set(_leaf_keys(schema))
+    known = set(leaf_keys(schema))
     for layer in layers:
         _refuse_unknown_keys(layer, known)
-        try:
-            config = OmegaConf.merge(config, OmegaConf.create(dict(layer.values)))
-        except OmegaConfBaseException as error:
-            raise InputError(_type_error(layer, error)) from None
+        config = _merge(config, layer)
     try:
         return cast(Schema, OmegaConf.to_object(config))
     except (ValueError, OmegaConfBaseException) as error:
         text = _one_line(error)
         raise InputError(f"{_origin_of(text, layers)}: {text}") from None
+
+
+def convert_values(schema: type, layer: Layer) -> dict[str, Any]:
+    """The layer's values by dotted key, as plain values of the schema's types (1 is 1.0 where a float belongs).
+
+    Only types are checked here; what a section checks as a whole is `load_config`'s.
+
+    Raises:
+        InputError: unknown key or wrong type.
+    """
+    known = set(leaf_keys(schema))
+    _refuse_unknown_keys(layer, known)
+    merged = _merge(OmegaConf.structured(schema), layer)
+    try:
+        return {key: _plain(OmegaConf.select(merged, key)) for key in _given_keys(layer.values, known)}
+    except OmegaConfBaseException as error:
+        raise InputError(_type_error(layer, error)) from None
 
 
 def to_dict(config: object) -> dict[str, Any]:
@@ -122,7 +148,26 @@ def digest(values: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _leaf_keys(schema: type, prefix: str = "") -> Iterator[str]:
+def leaf_keys(schema: type) -> list[str]:
+    """Dotted keys of all values of a schema."""
+    return list(_leaf_keys(schema, ""))
+
+
+def _merge(config: Any, layer: Layer) -> Any:
+    try:
+        return OmegaConf.merge(config, OmegaConf.create(dict(layer.values)))
+    except OmegaConfBaseException as error:
+        raise InputError(_type_error(layer, error)) from None
+
+
+def _plain(value: Any) -> Any:
+    """Lists for what OmegaConf holds as list or tuple."""
+    if not OmegaConf.is_config(value):
+        return value
+    return json.loads(json.dumps(OmegaConf.to_container(value, resolve=True)))
+
+
+def _leaf_keys(schema: type, prefix: str) -> Iterator[str]:
     hints = get_type_hints(schema)
     for field in dataclasses.fields(cast(Any, schema)):
         hint = hints[field.name]
@@ -147,14 +192,15 @@ def _refuse_unknown_keys(layer: Layer, known: set[str]) -> None:
         if key in sections:
             raise InputError(f"{layer.source}: {key!r} is a section; set one of its keys: {_keys_of(key, known)}.")
         if key not in known:
-            raise InputError(f"{layer.source}: unknown key {key!r}.{_nearest(key, known)}")
+            raise InputError(f"{layer.source}: unknown key {key!r}.{nearest_key(key, known)}")
 
 
-def _keys_of(section: str, known: set[str]) -> str:
+def _keys_of(section: str, known: Collection[str]) -> str:
     return ", ".join(sorted(key for key in known if key.startswith(f"{section}.")))
 
 
-def _nearest(key: str, known: set[str]) -> str:
+def nearest_key(key: str, known: Collection[str]) -> str:
+    """What follows "unknown key": the nearest right name, or what there is."""
     by_leaf = [name for name in sorted(known) if name.rpartition(".")[2] == key.rpartition(".")[2]]
     close = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
     if close or by_leaf:

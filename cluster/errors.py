@@ -5,7 +5,15 @@ An error's text is one paragraph: what was wrong, the value, where it came from,
 
 from __future__ import annotations
 
-__all__ = ["InputError", "MissingObjectError", "RunFailedError", "StoppedError", "StoreError", "XdistError"]
+__all__ = [
+    "InputError",
+    "MissingObjectError",
+    "RunFailedError",
+    "StoppedError",
+    "StoreError",
+    "StoreRefusedError",
+    "XdistError",
+]
 
 
 class XdistError(Exception):
@@ -26,6 +34,10 @@ class StoreError(XdistError):
 
 class MissingObjectError(StoreError):
     """An object that was to be read is not in the storage."""
+
+
+class StoreRefusedError(StoreError):
+    """The storage says no (credentials, rights, no such bucket, no room left): asking again does not help."""
 
 
 class RunFailedError(XdistError):

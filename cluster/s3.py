@@ -280,33 +280,56 @@ class S3Store(Store):
 
 
 class _Writer:
-    """Parts of one object; a small object goes in one piece. Nothing appears before `close`."""
+    """Parts of one object; a small object goes in one piece. Nothing appears before `close`.
+
+    Pieces of just a part's size, as `Store.upload` writes them, go out as they came: copies of that size would hold
+    up every other thread of a process that trains.
+    """
 
     def __init__(self, store: S3Store, key: str) -> None:
         self._store, self._key = store, key
-        self._held, self._num_bytes = bytearray(), 0
+        self._pieces: list[bytes] = []
+        self._held_bytes = self._num_bytes = 0
         self._upload = ""
         self._parts: list[dict[str, Any]] = []
         self._done = False
 
     def write(self, data: Buffer) -> int:
-        view = memoryview(data).cast("B")
-        self._held += view
-        self._num_bytes += view.nbytes
-        while len(self._held) > _PART_BYTES:
-            self._send(bytes(self._held[:_PART_BYTES]))
-            del self._held[:_PART_BYTES]
-        return view.nbytes
+        piece = data if isinstance(data, bytes) else bytes(data)
+        if self._held_bytes + len(piece) > _PART_BYTES:
+            self._send_full_parts(piece)
+        else:
+            self._pieces.append(piece)
+            self._held_bytes += len(piece)
+        self._num_bytes += len(piece)
+        return len(piece)
 
     def close(self) -> None:
         if self._done:
             return
         if not self._upload:
-            self._store.write(self._key, self._held)
+            self._store.write(self._key, self._held())
         else:
-            self._send(bytes(self._held))
+            self._send(self._held())
             self._complete()
         self._done = True
+
+    def _send_full_parts(self, piece: bytes) -> None:
+        """Send what fills whole parts and keep the rest, which is never nothing."""
+        if self._held_bytes == _PART_BYTES and len(piece) <= _PART_BYTES:
+            self._send(self._held())
+            rest = piece
+        else:
+            rest = b"".join([*self._pieces, piece])
+            start = 0
+            while len(rest) - start > _PART_BYTES:
+                self._send(rest[start : start + _PART_BYTES])
+                start += _PART_BYTES
+            rest = rest[start:]
+        self._pieces, self._held_bytes = [rest], len(rest)
+
+    def _held(self) -> bytes:
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
     def abort(self) -> None:
         if self._upload and not self._done:

@@ -12,7 +12,7 @@ import aiohttp
 from botocore import exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cluster.errors import MissingObjectError, StoreError
+from cluster.errors import MissingObjectError, StoreError, StoreRefusedError
 
 __all__ = ["CONFLICT", "FAILURES", "NOT_IMPLEMENTED", "NO_UPLOAD", "PRECONDITION", "Cause", "cause_of"]
 
@@ -75,6 +75,7 @@ _KINDS = {
     **dict.fromkeys(("QuotaExceeded", "StorageFull", "XMinioStorageFull", "507"), "full"),
     **dict.fromkeys(_MISSING, "missing"),
 }
+_REFUSED = {"denied", "key", "expired", "clock", "bucket", "region", "full", "none", "certificate"}
 _NO_CREDENTIALS = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
@@ -113,7 +114,9 @@ class Cause:
         text = _TEXTS[self.kind].format(
             code=self.code, action=action, bucket=bucket, endpoint=endpoint, waited_s=waited_s
         )
-        return (MissingObjectError if self.kind == "missing" else StoreError)(f"{where}: {text}")
+        if self.kind == "missing":
+            return MissingObjectError(f"{where}: {text}")
+        return (StoreRefusedError if self.kind in _REFUSED else StoreError)(f"{where}: {text}")
 
 
 def cause_of(error: BaseException) -> Cause:

@@ -6,16 +6,27 @@ Knows addresses, environment and resources; nothing of what will run.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import InputError
 
-__all__ = ["ClusterResources", "cluster_resources", "connect", "on_each_node", "set_start_limit"]
+__all__ = [
+    "ClusterResources",
+    "cluster_resources",
+    "connect",
+    "draining_nodes",
+    "free_resources",
+    "on_each_node",
+    "on_nodes",
+    "set_start_limit",
+]
 
 # What Ray is told on every driver: short polls so that the end of a run is seen at once; the rest is noise.
 _ENVIRONMENT = {
@@ -113,24 +124,58 @@ def on_each_node(ray: Any, function: Callable[[], str], timeout_s: float) -> dic
 
     A node that does not answer in time answers so.
     """
+    names = {
+        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU")
+    }
+    answers = on_nodes(ray, dict.fromkeys(names, function), timeout_s)
+    return {names[node]: answer for node, answer in answers.items()}
+
+
+def on_nodes(ray: Any, functions: Mapping[str, Callable[[], str]], timeout_s: float) -> dict[str, str]:
+    """What functions answer in a worker process of their nodes, by the node's id.
+
+    A node that does not answer in time, or is lost, answers so.
+    """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def call() -> str:
-        return function()
-
     tasks = {}
-    for node in ray.nodes():
-        if node["Alive"] and node["Resources"].get("CPU"):
-            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            name = f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
-            tasks[ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(call).remote()] = name
+    for node, function in functions.items():
+        where = NodeAffinitySchedulingStrategy(node, soft=False)
+        tasks[ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(_call).remote(function)] = node
     done, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=timeout_s) if tasks else ([], [])
-    answers = {tasks[task]: ray.get(task) for task in done}
+    answers = {tasks[task]: _answer(ray, task) for task in done}
     return answers | {tasks[task]: f"no worker process there answered within {timeout_s:.0f} s" for task in late}
 
 
+def _call(function: Callable[[], str]) -> str:
+    return function()
+
+
+def _answer(ray: Any, task: Any) -> str:
+    try:
+        return str(ray.get(task))
+    except ray.exceptions.RayError as error:  # the node or its process went, or the function raised
+        return f"no answer: {' '.join(str(error).split())[:200]}"
+
+
+def draining_nodes() -> dict[str, float]:
+    """Nodes that are about to be taken away: seconds left by node id; infinite where nobody said when."""
+    from ray._private.state import state
+
+    now = time.time()
+    return {node: limit / 1000 - now if limit else math.inf for node, limit in state.get_draining_nodes().items()}
+
+
+def free_resources(ray: Any) -> dict[str, float]:
+    """CPUs and GPUs that nobody has reserved now."""
+    free = ray.available_resources()
+    return {kind: free.get(kind, 0.0) for kind in ("CPU", "GPU")}
+
+
 def set_start_limit(seconds: float) -> None:
-    """How long Ray may try to start one group of workers; read by Ray when a job begins."""
+    """How long Ray waits for room for one group of workers before it looks again; read when a job begins."""
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(seconds)
 
 

@@ -17,12 +17,13 @@ import shutil
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from cluster import disk
 from cluster.errors import InputError, MissingObjectError, StoreError
 
 if TYPE_CHECKING:
@@ -174,13 +175,14 @@ class Store(ABC):
                 target.write(piece)
             _flush_to_disk(target)
 
-    def upload(self, path: Path, key: str) -> None:
-        """Copy a file to an object, piece by piece; it appears whole."""
+    def upload(self, path: Path, key: str, moved: Callable[[], None] = lambda: None) -> None:
+        """Copy a file to an object, piece by piece, with a word at each; it appears whole."""
         writer = self.open_writer(key)
         try:
             with path.open("rb") as source:
                 while piece := source.read(_COPY_BYTES):
                     writer.write(piece)
+                    moved()
             writer.close()
         except BaseException:
             writer.abort()
@@ -384,4 +386,4 @@ def _mapped(path: Path, action: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MissingObjectError(f"{path}: cannot {action} ({error.strerror}).") from error
     except OSError as error:
-        raise StoreError(f"{path}: cannot {action} ({error.strerror or error}).") from error
+        raise disk.failure(error, f"{path}: cannot {action} ({disk.reason(error, path)}).") from error

@@ -210,17 +210,30 @@ class TrainConfig:
 class ScaleConfig:
     """How much of the cluster a run takes."""
 
-    num_workers: int = 1
-    """Workers, one process each."""
+    num_workers: Any = 1
+    """Workers, one process each; `[least, most]` takes what the cluster has, and changes as nodes come and go."""
     use_gpu: Literal["auto", "yes", "no"] = "auto"
     """`auto` takes a GPU a worker where the cluster has enough of them."""
     cpus_per_worker: int = 1
     """CPUs reserved for a worker; also its intra-op threads and its decoding threads."""
     wait_s: float = 0.0
-    """Seconds to wait for the workers to start; 0 is 60 without an autoscaler and 1,800 with one."""
+    """Seconds to wait for room for the workers, at the start and after a loss; 0 is 60, or 1,800 with an autoscaler."""
 
     def __post_init__(self) -> None:
-        _at_least("scale", self, num_workers=1, cpus_per_worker=1, wait_s=0)
+        ends = self.num_workers if isinstance(self.num_workers, list | tuple) else [self.num_workers]
+        if len(ends) not in (1, 2) or not all(type(end) is int and end >= 1 for end in ends) or ends[0] > ends[-1]:
+            raise ValueError(f"scale.num_workers must be a number above 0, or [least, most], not {self.num_workers!r}")
+        _at_least("scale", self, cpus_per_worker=1, wait_s=0)
+
+    @property
+    def least(self) -> int:
+        """Workers without which a run waits."""
+        return int(self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0])
+
+    @property
+    def most(self) -> int:
+        """Workers that a run has where there is room."""
+        return int(self.num_workers if isinstance(self.num_workers, int) else self.num_workers[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,10 +254,14 @@ class FailureConfig:
     """What is tried again."""
 
     max_failures: int = 3
-    """Restarts after a lost worker or node; what would fail again is never tried again."""
+    """Restarts after a lost worker or node, a hang, or a storage that stays away; what would fail again is never tried
+    again."""
+    hang_s: float = 300.0
+    """Seconds of standstill after which the rank to blame is ended and the run goes on from its checkpoint; 300 more
+    until a process's first step is done, and 120 more while it saves."""
 
     def __post_init__(self) -> None:
-        _at_least("failure", self, max_failures=0)
+        _at_least("failure", self, max_failures=0, hang_s=5)
 
 
 @dataclass(frozen=True, kw_only=True)

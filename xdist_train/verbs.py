@@ -81,10 +81,14 @@ def predict(
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for data and run; must not exist.")] = Path("demo-out"),
+    out: Annotated[str, typer.Option("--out", help="Folder or s3:// URI for data and run; nothing may be there.")] = (
+        "demo-out"
+    ),
     overrides: _Overrides = None,
 ) -> None:
     """Phantom images, packed, trained on 2 workers, evaluated: the whole path on this machine, in minutes.
+
+    Settings are those of `train`, and those of `phantom` for the images, e.g. phantom.num_images=500.
 
     Example: xdist-train demo --out demo-out
     """

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from cluster import disk
+from cluster.disk import readable_bytes
 from cluster.errors import InputError, StoreError
 
 __all__ = [
@@ -93,17 +95,26 @@ def take_folder(root: Path, fingerprint: str, source: str) -> tuple[Path, Lease]
             if not (folder / _SOURCE).exists():
                 (folder / _SOURCE).write_text(json.dumps({"uri": source}))
     except OSError as error:
-        raise StoreError(
-            f"loader.cache_dir: {folder} cannot be used ({error.strerror}). Give a folder of your own, on a disk "
-            "with room."
-        ) from error
+        raise _unusable(folder, error) from error
     return folder, Lease(stream)
+
+
+def _unusable(folder: Path, error: OSError) -> StoreError:
+    return disk.failure(
+        error,
+        f"loader.cache_dir: {folder} cannot be used ({disk.reason(error, folder)}). Give a folder of your own, "
+        "on a disk with room.",
+    )
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Alone in a folder, on this node; the lock goes with its holder's process, however that ends."""
-    with (folder / ".lock").open("a") as stream:
+    try:
+        stream = (folder / ".lock").open("a")
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
@@ -166,9 +177,9 @@ def _require(root: Path, own: Path, need_bytes: int, limit_bytes: int) -> None:
 
 def _no_room(root: Path, need_bytes: int, lack: str) -> StoreError:
     return StoreError(
-        f"loader.cache_dir: {root} has no room for {_readable(need_bytes)} of shards: {lack}, data sets that nobody "
-        "uses left out. A data set must fit on each node's disk: free space, set loader.cache_dir to a folder on a "
-        "larger disk, or raise loader.cache_limit_gib."
+        f"loader.cache_dir: {root} has no room for {readable_bytes(need_bytes)} of shards: {lack}, data sets that "
+        "nobody uses left out. A data set must fit on each node's disk: free space, set loader.cache_dir to a folder "
+        "on a larger disk, or raise loader.cache_limit_gib."
     )
 
 
@@ -176,15 +187,11 @@ def _lack(root: Path, need_bytes: int, limit_bytes: int, evictable_bytes: int = 
     """What stands against so many bytes more; empty if nothing does."""
     free = shutil.disk_usage(root).free + evictable_bytes
     if need_bytes + _SPARE_BYTES > free:
-        return f"the disk has {_readable(free)} free"
+        return f"the disk has {readable_bytes(free)} free"
     held = sum(_size(folder) for folder in _folders(root)) - evictable_bytes
     if limit_bytes and held + need_bytes > limit_bytes:
-        return f"it holds {_readable(held)} and loader.cache_limit_gib allows {_readable(limit_bytes)}"
+        return f"it holds {readable_bytes(held)} and loader.cache_limit_gib allows {readable_bytes(limit_bytes)}"
     return ""
-
-
-def _readable(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
 
 
 def _folders(root: Path) -> list[Path]:

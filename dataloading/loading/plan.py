@@ -12,6 +12,8 @@ quota / count times an epoch.
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +22,7 @@ import numpy.typing as npt
 
 from cluster.world import World
 
-__all__ = ["Plan", "Request", "StepPlan", "evaluation_requests", "quotas", "training_requests"]
+__all__ = ["Plan", "Request", "StepPlan", "evaluation_requests", "quotas", "samples_digest", "training_requests"]
 
 Indices = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -194,6 +196,16 @@ def training_requests(plan: Plan, steps: StepPlan, world: World, epoch: int, sta
     for step in range(start_step, steps.steps_per_epoch):
         for index, start, stop in steps.micro_batches(step, world):
             yield Request(epoch, step, index, start, plan.ids(epoch, start, stop))
+
+
+def samples_digest(epoch: int, step: int, index: int, rows: Indices) -> int:
+    """What a micro batch adds to the digest of all samples of a run; a number below 2 ** 40.
+
+    The sum over micro batches, modulo 2 ** 40, depends on which rows were in which micro batch of which step,
+    and neither on the number of workers nor on the order in which they report.
+    """
+    place = struct.pack("<3q", epoch, step, index)
+    return int.from_bytes(hashlib.blake2b(place + rows.tobytes(), digest_size=5).digest(), "little")
 
 
 def evaluation_requests(num_images: int, micro_batch_size: int, world: World) -> Iterator[Request]:

@@ -22,7 +22,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.errors import InputError, StoreError
+from cluster import disk
+from cluster.errors import InputError
 from cluster.store import LocalStore
 from dataloading.dataset import SHARD_SCHEMA, Dataset, Shard, shard_key
 from dataloading.loading.node_cache import make_room
@@ -201,9 +202,10 @@ def temporary_in(folder: Path) -> Iterator[Path]:
         folder.mkdir(mode=0o700, exist_ok=True)
         yield temporary
     except OSError as error:
-        raise StoreError(
-            f"{folder}: cannot write ({error.strerror}). A data set must fit on each node's disk: free space, or set "
-            "loader.cache_dir to a folder on a larger disk."
+        raise disk.failure(
+            error,
+            f"loader.cache_dir: {folder}: cannot write ({disk.reason(error, folder)}). A data set must fit on each "
+            "node's disk: free space, or set loader.cache_dir to a folder on a larger disk.",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

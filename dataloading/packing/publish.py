@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster import disk
 from cluster.errors import InputError, StoreError
 from cluster.terminal import printable
 
@@ -41,6 +42,6 @@ def published_at_end(out: Path) -> Iterator[Path]:
         refuse_taken(out)
         folder.rename(out)
     except OSError as error:
-        raise StoreError(f"{out}: cannot write ({error.strerror or error}). Nothing was left there.") from error
+        raise StoreError(f"{out}: cannot write ({disk.reason(error, out)}). Nothing was left there.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,18 @@ from typing import Literal
 
 import pytest
 
-from cluster.config import Layer, digest, dump_yaml, load_config, parse_overrides, read_layer, to_dict
+from cluster.config import (
+    Layer,
+    convert_values,
+    digest,
+    dump_yaml,
+    leaf_keys,
+    load_config,
+    nearest_key,
+    parse_overrides,
+    read_layer,
+    to_dict,
+)
 from cluster.errors import InputError
 
 
@@ -123,3 +134,29 @@ def test_digest_ignores_the_order_of_keys() -> None:
 def test_to_dict_holds_plain_values() -> None:
     """Tuples become lists, sections dictionaries."""
     assert to_dict(_Root())["optim"] == {"lr": 0.1, "name": "sgd", "betas": [0.9, 0.999]}
+
+
+def test_converted_values_have_the_types_of_the_schema() -> None:
+    """By dotted key; what a section checks as a whole is not asked here."""
+    layer = Layer("file x", {"optim": {"lr": -1, "betas": [0, 1]}, "train": {"uri": 3}})
+    values = convert_values(_Root, layer)
+    assert values == {"optim.lr": -1.0, "optim.betas": [0.0, 1.0], "train.uri": "3"}
+    assert [float, float] == [type(value) for value in values["optim.betas"]]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [({"optim": {"lr": "x"}}, "file x: optim.lr: Value 'x'"), ({"optim": {"lrr": 1}}, "Did you mean 'optim.lr'?")],
+)
+def test_values_that_do_not_convert_are_refused(values: dict[str, object], text: str) -> None:
+    """As `load_config` refuses them."""
+    with pytest.raises(InputError) as caught:
+        convert_values(_Root, Layer("file x", values))
+    assert text in str(caught.value)
+
+
+def test_keys_of_a_schema_are_dotted() -> None:
+    """Values, not sections; the nearest one is named."""
+    keys = leaf_keys(_Root)
+    assert ["optim.lr", "optim.name", "optim.betas", "train.epochs", "train.uri"] == keys
+    assert " Did you mean 'train.epochs'?" == nearest_key("train.epoch", keys)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from typing import Any
+from unittest import mock
 
 import pytest
 from botocore.exceptions import ClientError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster import s3 as module
 from cluster.errors import MissingObjectError, StoreError
@@ -134,3 +138,41 @@ def test_each_answer_has_its_meaning(code: str, status: int, kind: str, transien
     assert (kind, transient) == (cause.kind, cause.transient)
     text = str(cause.error("s3://b/k", "read", bucket="b", endpoint="e", waited_s=1.0))
     assert text.startswith("s3://b/k: ")
+
+
+class _Parts:
+    """A store that keeps what a writer sends it."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.whole: bytes | None = None
+
+    def _key(self, key: str) -> str:
+        return key
+
+    def write(self, key: str, data: bytes) -> None:
+        self.whole = bytes(data)
+
+    def _call(self, method: str, action: str, key: str, **options: Any) -> dict[str, Any]:
+        if method == "upload_part":
+            self.parts.append(bytes(options["Body"]))
+            assert len(self.parts) == options["PartNumber"]
+        return {"UploadId": "u", "ETag": "e"}
+
+
+@given(pieces=st.lists(st.binary(max_size=35), max_size=12))
+def test_a_writer_sends_whole_parts_in_order(pieces: list[bytes]) -> None:
+    """However the bytes come in pieces: all parts but the last are of one size, and together they are the bytes."""
+    store = _Parts()
+    with mock.patch.object(module, "_PART_BYTES", 10):
+        writer = module._Writer(store, "k")  # type: ignore[arg-type]
+        for piece in pieces:
+            assert len(piece) == writer.write(memoryview(piece))
+        writer.close()
+    together = b"".join(pieces)
+    if len(together) <= 10:
+        assert (together, []) == (store.whole, store.parts)
+    else:
+        assert [10] * (len(store.parts) - 1) == [len(part) for part in store.parts[:-1]]
+        assert 0 < len(store.parts[-1]) <= 10
+        assert together == b"".join(store.parts)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,33 @@ def test_a_file_where_a_folder_must_be_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "torn").write_bytes(b"")
     with pytest.raises(StoreError, match="torn"):
         open_store(str(tmp_path)).write("torn/below", b"")
+
+
+def test_a_full_disk_is_an_error_with_the_path_and_what_is_free(
+    mount_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """However the bytes come: what was there stays whole, and nothing half-written is left."""
+    folder = mount_disk(1)
+    store = open_store(str(folder / "runs"))
+    store.write("x", b"old")
+    (folder / "other").write_bytes(bytes(700 << 10))
+    data = bytes(400 << 10)
+    (tmp_path / "up").write_bytes(data)
+    filesystem, root = ray_filesystem(store.uri)
+
+    def through_arrow() -> None:
+        with filesystem.open_output_stream(f"{root}/x") as stream:
+            stream.write(data)
+
+    for write in (
+        lambda: store.write("x", data),
+        lambda: store.create("new/x", data),
+        lambda: store.upload(tmp_path / "up", "x"),
+        through_arrow,
+    ):
+        with pytest.raises(StoreError, match=rf"{folder}.*/x: cannot write \(No space left on device; 0\.\d MiB free"):
+            write()
+    assert (store.read("x"), [path.name for path in folder.rglob("*") if path.is_file()]) == (b"old", ["other", "x"])
 
 
 def test_schemes_that_cannot_be_used_are_refused() -> None:

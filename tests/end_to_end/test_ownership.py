@@ -16,7 +16,7 @@ from cluster.errors import XdistError
 from cluster.runs import RunFolder, StaleDriverError
 from cluster.store import open_store
 from dataloading.dataset import Dataset
-from tests.end_to_end.conftest import Train
+from tests.end_to_end.small import Train
 from xdist_train.training.launch import LaunchResult
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.errors import InputError, RunFailedError
-from tests.end_to_end.conftest import Train
+from tests.end_to_end.small import Train
 from xdist_train.cli import main
 from xdist_train.training.launch import LaunchResult
 

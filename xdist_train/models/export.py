@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,18 +116,18 @@ class ModelDescription:
             raise InputError(f"{where}: the model's description is damaged ({error}).") from None
 
 
-def save_model(store: Store, model: nn.Module, description: ModelDescription) -> ModelDescription:
+def save_model(store: Store, tensors: Mapping[str, Tensor], description: ModelDescription) -> ModelDescription:
     """Publish a model in the `model` folder of a run's store: weights, then description.
 
     Args:
         store: of the run folder.
-        model: the bare module, not its DDP or compiled wrapper.
+        tensors: the state dict of the bare module, not of its DDP or compiled wrapper.
         description: `weights_sha256` is filled in.
 
     Returns:
         What was written.
     """
-    data = _tensor_bytes(model)
+    data = _tensor_bytes(tensors)
     description = dataclasses.replace(description, weights_sha256=hashlib.sha256(data).hexdigest())
     folder = store.child(MODEL_FOLDER)
     folder.write(WEIGHTS_KEY, data)
@@ -187,12 +187,11 @@ def _prior_from_json(values: dict[str, list[float]] | None) -> PriorShift | None
     return PriorShift(**{name: tuple(shares) for name, shares in values.items()}) if values else None
 
 
-def _tensor_bytes(model: nn.Module) -> bytes:
+def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     from safetensors.torch import save
 
     # Cloned, since safetensors refuses tensors that share memory (tied weights).
-    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    return save(tensors)
+    return save({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()})
 
 
 def _fill(model: nn.Module, data: bytes, where: str) -> None:

@@ -30,6 +30,7 @@ from xdist_train.training.collectives import gather_rows
 from xdist_train.training.learner import InputView, Learner
 from xdist_train.training.loop import Job
 from xdist_train.training.optim import build_schedule
+from xdist_train.training.pulse import Pulse
 
 __all__ = ["Assembly"]
 
@@ -41,6 +42,7 @@ class Assembly:
         micro_batch_size: images of one forward; part of the run's identity.
         weights: where to start from, in the store of `storage.uri`; None starts from the seed.
         progress: called as shards come to this node.
+        pulse: where this rank's doings are marked.
     """
 
     def __init__(
@@ -54,9 +56,11 @@ class Assembly:
         weights: StoredWeights | None = None,
         attempt: int = 1,
         progress: Progress | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         self.config, self.dataset, self.world, self.device = config, dataset, world, device
         self.micro_batch_size, self.weights = micro_batch_size, weights
+        self.pulse = pulse or Pulse()
         self.view = _input_view(dataset, config.loader, weights)
         self.splits = _open_splits(config, dataset, progress)
         self.learner = self._build_learner()
@@ -81,7 +85,7 @@ class Assembly:
         size = self.splits[split].num_images
         requests = evaluation_requests(size, self.micro_batch_size, self.world)
         with self._build_loader(split, train=False) as loader:
-            mine = infer(self.learner.logits, loader.load(requests), self.num_classes)
+            mine = infer(self.learner.logits, self.pulse.watch(loader.load(requests)), self.num_classes)
         # A rank without a batch has no logits to take the type from.
         mine = replace(mine, logits=mine.logits.to(self.learner.precision.weights))
         on_device = mine.map(lambda values: values.to(self.device))
@@ -173,6 +177,7 @@ class Assembly:
             early_stopping=config.early_stopping,
             checkpoint=config.checkpoint,
             attempt=attempt,
+            pulse=self.pulse,
         )
 
 

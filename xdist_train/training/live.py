@@ -16,6 +16,8 @@ from xdist_train.training.messages import MonitorView, Progress
 
 __all__ = ["LiveLine", "live_line", "progress_text"]
 
+_WAITING_SAID_S = 15.0
+
 
 def progress_text(progress: Progress, left_s: float | None) -> str:
     """Epoch, step, loss, images a second, data-wait share and time left."""
@@ -40,9 +42,14 @@ class LiveLine:
         self._rows_shown = self._notes_shown = 0
         self._first: tuple[float, float] | None = None
         self._phase = ""
+        self._waiting_said = -_WAITING_SAID_S
 
-    def show(self, view: MonitorView) -> None:
-        """Draw what changed."""
+    def show(self, view: MonitorView, waiting: str = "") -> None:
+        """Draw what changed.
+
+        Args:
+            waiting: what the run waits for before it can go on.
+        """
         for note in view.notes[self._notes_shown :]:
             self.console.print(f"warning: {printable(note)}", highlight=False, markup=False, soft_wrap=True)
         self._notes_shown = len(view.notes)
@@ -50,16 +57,28 @@ class LiveLine:
             self.console.print(_epoch_text(row), highlight=False, soft_wrap=True)
         self._rows_shown = len(view.epoch_rows)
         if self.live:
-            self.live.update(Text(self._line(view), overflow="ellipsis", no_wrap=True))
-        elif self._phase_of(view) != self._phase:
-            self.console.print(self._phase_of(view), highlight=False)
-        self._phase = self._phase_of(view)
+            text = waiting or self._line(view)
+            self.live.update(Text(text, overflow="ellipsis", no_wrap=True))
+        else:
+            self._say(waiting, self._phase_of(view))
+
+    def _say(self, waiting: str, phase: str) -> None:
+        """Where lines stay: a phase as it begins, and what is waited for, again and again but not often."""
+        now = time.monotonic()
+        if waiting and now - self._waiting_said > _WAITING_SAID_S:
+            self._waiting_said = now
+            self.console.print(waiting, highlight=False, markup=False, soft_wrap=True)
+        elif not waiting and phase != self._phase:
+            self.console.print(phase, highlight=False, markup=False)
+            self._phase = phase
 
     def _phase_of(self, view: MonitorView) -> str:
-        return "stopping behind a checkpoint" if view.stopping else view.phase
+        if view.stopping:
+            return "stopping behind a checkpoint"
+        return "starting workers" if view.waiting_s is not None else view.phase
 
     def _line(self, view: MonitorView) -> str:
-        if view.stopping or view.progress is None or view.phase != "training":
+        if view.progress is None or self._phase_of(view) != "training":
             return f"{self._phase_of(view)} ..."
         return progress_text(view.progress, self._left_s(view.progress))
 

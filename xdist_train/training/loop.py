@@ -12,28 +12,30 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from cluster.store import RETRY_S
 from cluster.world import World
 from dataloading.loading.batch import Batch
-from dataloading.loading.plan import Plan, Request, StepPlan, training_requests
+from dataloading.loading.plan import Plan, Request, StepPlan, samples_digest, training_requests
 from xdist_train.config import CheckpointConfig, EarlyStoppingConfig, TrainConfig
 from xdist_train.models.export import Selection
-from xdist_train.training.checkpoint import Position, checkpoint_name, snapshot_checkpoint
+from xdist_train.training.checkpoint import Position, Snapshot, Snapshots, checkpoint_name
 from xdist_train.training.collectives import gather_values
 from xdist_train.training.early_stopping import EarlyStopping
 from xdist_train.training.learner import Learner
 from xdist_train.training.messages import Failure, Progress
 from xdist_train.training.optim import Schedule
+from xdist_train.training.pulse import COMPUTING, MEETING, SAVING, WAITING, Pulse
 from xdist_train.training.state import Outcome, TrainState
 
-__all__ = ["Job", "MicroBatches", "Reporter", "run_loop"]
+__all__ = ["Job", "MicroBatches", "Reporter", "Saving", "run_loop"]
 
 logger = logging.getLogger(__name__)
 
+_SAMPLES = 2**40  # sums of this many ranks' digests are exact in float64
 _CONTROL_S = 1.0  # aim: ranks agree about stopping and bad numbers this often
 
 
@@ -43,6 +45,20 @@ class MicroBatches(Protocol):
     def load(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """Batches in the order of the requests."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """A checkpoint of a position, and what else is to be kept with it."""
+
+    name: str
+    metrics: dict[str, Any]
+    snapshot: Snapshot | None
+    """Rank 0's; None on the others."""
+    selection: Selection | None = None
+    """Set if the snapshot's weights are the best so far."""
+    history: list[dict[str, Any]] | None = None
+    """All rows so far, at an epoch's end."""
 
 
 class Reporter(Protocol):
@@ -56,16 +72,12 @@ class Reporter(Protocol):
         """Whether somebody asked the run to stop."""
         ...
 
-    def save(self, name: str, write: Callable[[Path], None] | None, metrics: dict[str, Any]) -> None:
-        """Keep a checkpoint; `write` fills a folder, and is None on all ranks but 0."""
+    def make_room(self) -> None:
+        """Wait, if earlier savings are still on their way, until one more may be."""
         ...
 
-    def publish_model(self, selection: Selection) -> None:
-        """The present weights are the best so far."""
-        ...
-
-    def publish_history(self, history: list[dict[str, Any]]) -> None:
-        """The history grew by an epoch."""
+    def save(self, saving: Saving) -> None:
+        """Keep a saving; returns before it is kept."""
         ...
 
 
@@ -85,43 +97,47 @@ class Job:
     early_stopping: EarlyStoppingConfig
     checkpoint: CheckpointConfig
     attempt: int = 1
+    pulse: Pulse = field(default_factory=Pulse)
 
 
 @dataclass
 class _Window:
-    """Sums between two rows of kind `step`, agreed at control points."""
+    """Work and time since the last row of kind `step`, or since this process began."""
 
     steps: int = 0
     images: int = 0
-    loss_sum: float = 0.0
     wait_s: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
-    def row(self) -> dict[str, float]:
+    def speeds(self) -> dict[str, float]:
         seconds = max(time.perf_counter() - self.started, 1e-9)
         return {
-            "loss": self.loss_sum / max(self.steps, 1),
             "images_per_s": self.images / seconds,
             "step_s": seconds / max(self.steps, 1),
             "data_wait_share": min(self.wait_s / seconds, 1.0),
         }
 
 
-class _TimedBatches:
-    """An iterator that counts the seconds in which the loop waited for it."""
+class _WatchedBatches:
+    """An iterator that counts the seconds in which the loop waited for it, and which samples came."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self.batches, self.wait_s = batches, 0.0
+    def __init__(self, batches: Iterator[Batch], pulse: Pulse) -> None:
+        self.batches, self.pulse = batches, pulse
+        self.wait_s, self.samples = 0.0, 0
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         started = time.perf_counter()
+        self.pulse.mark(WAITING)
         try:
-            return next(self.batches)
+            batch = next(self.batches)
         finally:
             self.wait_s += time.perf_counter() - started
+        self.pulse.mark(COMPUTING)
+        self.samples += samples_digest(batch.epoch, batch.step, batch.index, batch.rows.numpy())
+        return batch
 
 
 class _Run:
@@ -129,6 +145,7 @@ class _Run:
 
     def __init__(self, job: Job, state: TrainState, reporter: Reporter) -> None:
         self.job, self.state, self.reporter = job, state, reporter
+        self.snapshots = Snapshots()
         self.stopping = EarlyStopping(job.early_stopping, job.train.metric)
         if state.early_stopping:
             self.stopping.load(state.early_stopping)
@@ -145,17 +162,19 @@ class _Run:
 
     # One step -------------------------------------------------------------------------------------
 
-    def run_step(self, batches: _TimedBatches) -> None:
+    def run_step(self, batches: _WatchedBatches) -> None:
         job, state = self.job, self.state
         start, stop = job.steps.span(state.step)
         count = len(job.steps.micro_batches(state.step, job.world))
         weight_sum = job.learner.loss.weight_sum(job.plan.classes(state.epoch, start, stop))
         number = state.epoch * job.steps.steps_per_epoch + state.step
+        job.pulse.at(state.epoch, state.step)
         part = job.learner.step(batches, count, weight_sum, job.schedule.factor(number))
         self.loss += part
         bad = torch.where(torch.isfinite(part), math.inf, float(number))
         self.first_bad = torch.minimum(self.first_bad, bad)
         state.step += 1
+        job.pulse.end_step()
         if "first_step" not in state.seconds:
             state.add_seconds("first_step", time.perf_counter() - self.window.started)
         self.pending_steps += 1
@@ -163,16 +182,18 @@ class _Run:
 
     # Control points -------------------------------------------------------------------------------
 
-    def control(self, batches: _TimedBatches) -> Outcome | None:
+    def control(self, batches: _WatchedBatches) -> Outcome | None:
         """All ranks agree on loss, bad numbers and stopping; an outcome ends the run at once."""
         job, state = self.job, self.state
         asked = job.world.is_first and self.reporter.stop_asked()
-        wishes = self.loss.new_tensor([float(asked), float(self._pause())])
+        wishes = self.loss.new_tensor([float(asked), float(self._pause()), float(batches.samples % _SAMPLES)])
         mine = torch.cat([torch.stack([self.loss, self.first_bad]), wishes])
-        loss, bad, stop, pause = gather_values(mine, job.world).cpu().unbind(dim=1)
+        job.pulse.mark(MEETING)
+        loss, bad, stop, pause, samples = gather_values(mine, job.world).cpu().unbind(dim=1)
         if torch.isfinite(bad).any():
             return self._non_finite(int(bad.min()), int(bad.argmin()))
         self._account(float(loss.sum()), batches)
+        state.samples = (state.samples + int(samples.sum())) % _SAMPLES
         self.next_control = state.step + int(pause[0])
         if job.world.is_first:
             self._show()
@@ -185,29 +206,30 @@ class _Run:
         steps = self.window.steps + self.pending_steps
         return max(1, min(int(_CONTROL_S * steps / max(seconds, 1e-9)), 1000))
 
-    def _account(self, loss: float, batches: _TimedBatches) -> None:
+    def _account(self, loss: float, batches: _WatchedBatches) -> None:
         window = self.window
         window.steps += self.pending_steps
         window.images += self.pending_images
-        window.loss_sum += loss
         window.wait_s += batches.wait_s
         self.state.loss_sum += loss
+        self.state.row_loss_sum += loss
+        self.state.row_steps += self.pending_steps
         self.state.add_seconds("data_wait", batches.wait_s)
         self.loss.zero_()
         self.pending_steps = self.pending_images = 0
-        batches.wait_s = 0.0
+        batches.wait_s, batches.samples = 0.0, 0
 
     def _show(self) -> None:
-        job, row = self.job, self.window.row()
+        job, speeds = self.job, self.window.speeds()
         self.reporter.progress(
             Progress(
                 epoch=self.state.epoch,
                 epochs=job.train.epochs,
                 step=self.state.step,
                 steps_per_epoch=job.steps.steps_per_epoch,
-                loss=row["loss"],
-                images_per_s=row["images_per_s"],
-                data_wait_share=row["data_wait_share"],
+                loss=self._row_loss(),
+                images_per_s=speeds["images_per_s"],
+                data_wait_share=speeds["data_wait_share"],
             )
         )
 
@@ -215,9 +237,13 @@ class _Run:
         state, number = self.state, self.state.epoch * self.job.steps.steps_per_epoch + self.state.step
         rate = self.job.learner.optimizer.param_groups[0]["lr"]
         row = {"kind": "step", "epoch": state.epoch, "step": number, "time": time.time(), "lr": rate}
-        state.history.append(row | self.window.row())
+        state.history.append(row | {"loss": self._row_loss()} | self.window.speeds())
         state.add_seconds("train", time.perf_counter() - self.window.started)
         self.window = _Window()
+        state.row_loss_sum, state.row_steps = 0.0, 0
+
+    def _row_loss(self) -> float:
+        return self.state.row_loss_sum / max(self.state.row_steps, 1)
 
     def _non_finite(self, step: int, rank: int) -> Outcome:
         message = (
@@ -239,7 +265,7 @@ class _Run:
         self.window, self.next_control = _Window(), 0
         requests = training_requests(job.plan, job.steps, job.world, state.epoch, state.step)
         stream = job.loader.load(requests)
-        batches = _TimedBatches(stream)
+        batches = _WatchedBatches(stream, job.pulse)
         try:
             while state.step < job.steps.steps_per_epoch:
                 self.run_step(batches)
@@ -251,7 +277,7 @@ class _Run:
                 stream.close()
         return self.end_epoch()
 
-    def _between_steps(self, batches: _TimedBatches) -> Outcome | None:
+    def _between_steps(self, batches: _WatchedBatches) -> Outcome | None:
         job, step = self.job, self.state.step
         last = step == job.steps.steps_per_epoch
         log = last or step % job.train.log_every_steps == 0
@@ -281,12 +307,14 @@ class _Run:
         improved = self._judge(figures, row["step"])
         state.history.append({**row, "selected": improved})
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
-        if job.world.is_first:
-            if improved and state.selection:
-                self.reporter.publish_model(state.selection)
-            self.reporter.publish_history(state.history)
-        self.save(figures)
-        return None
+        self.save(figures, selection=state.selection if improved else None, history=list(state.history))
+        return Outcome(status="stopped", state=state) if self._stop_agreed() else None
+
+    def _stop_agreed(self) -> bool:
+        """Whether the run is asked to stop, on all ranks alike."""
+        asked = self.job.world.is_first and self.reporter.stop_asked()
+        self.job.pulse.mark(MEETING)
+        return bool(gather_values(self.loss.new_tensor([float(asked)]), self.job.world)[0, 0])
 
     def _judge(self, figures: dict[str, float], step: int) -> bool:
         """Selection, patience and plateau hear the epoch's figures; whether the epoch is the best so far."""
@@ -309,18 +337,37 @@ class _Run:
             "time": time.time(),
             "lr": job.learner.optimizer.param_groups[0]["lr"],
             "train_loss": state.loss_sum / job.steps.steps_per_epoch,
+            "samples": f"{state.samples:010x}",
             **{f"val_{name}": value for name, value in figures.items()},
             "images_per_s": sum(row["images_per_s"] for row in rows) / max(len(rows), 1),
         }
 
-    def save(self, figures: dict[str, float] | None = None) -> None:
+    def save(
+        self,
+        figures: dict[str, float] | None = None,
+        *,
+        selection: Selection | None = None,
+        history: list[dict[str, Any]] | None = None,
+    ) -> None:
         """A checkpoint at the present position, by all ranks together."""
         job, state = self.job, self.state
         started = time.perf_counter()
+        job.pulse.mark(SAVING, RETRY_S)
         state.early_stopping, state.schedule = self.stopping.state(), job.schedule.state()
-        name = checkpoint_name(Position(state.epoch, state.step, job.attempt))
-        write = snapshot_checkpoint(job.learner, state) if job.world.is_first else None
-        self.reporter.save(name, write, {"epoch": state.epoch, "step": state.step, **(figures or {})})
+        snapshot = None
+        if job.world.is_first:
+            self.reporter.make_room()
+            snapshot = self.snapshots.take(job.learner, state)
+        self.reporter.save(
+            Saving(
+                name=checkpoint_name(Position(state.epoch, state.step, job.attempt)),
+                metrics={"epoch": state.epoch, "step": state.step, **(figures or {})},
+                snapshot=snapshot,
+                selection=selection,
+                history=history,
+            )
+        )
+        job.pulse.mark(COMPUTING)
         state.add_seconds("checkpoint", time.perf_counter() - started)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Failure", "MonitorView", "Progress"]
+__all__ = ["STOPPED", "Beat", "Failure", "MonitorView", "Progress"]
+
+STOPPED = "stopped"
+"""Kind of the failure that is none: the user's wish to stop, heard while there were no workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +25,30 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Beat:
+    """A rank's sign of life: where it runs, what it does, and for how long it has done nothing else."""
+
+    rank: int
+    host: str
+    node: str
+    """Ray's id of the node."""
+    pid: int
+    phase: str
+    epoch: int
+    step: int
+    group: int
+    """Number of its group, from 1; 0 before the ranks have agreed on it."""
+    idle_s: float
+    """Seconds since the last mark, when the beat was sent."""
+    slack_s: float
+    """Seconds more than `failure.hang_s` that this phase may take."""
+    stack: str = ""
+    """Stack of the training thread, once it has stood still for a while."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failure:
-    """What would fail again: returned by the loop, never raised, so that nobody tries again."""
+    """What would fail again: returned by the loop or left with the monitor, so that nobody tries again."""
 
     kind: str
     message: str
@@ -40,7 +65,15 @@ class MonitorView:
     epoch_rows: tuple[dict[str, Any], ...] = ()
     failure: Failure | None = None
     group_starts: int = 0
+    groups: tuple[dict[str, Any], ...] = ()
+    """Attempt, number of workers and start of each group."""
     stopping: bool = False
     notes: tuple[str, ...] = ()
-    """Warnings of rank 0, for the user."""
+    """Warnings for the user: rank 0's, and what the driver noticed."""
     published: tuple[str, ...] = ()
+    beats: tuple[tuple[Beat, float], ...] = ()
+    """The last beat of each rank at work, and how many seconds ago it came."""
+    waiting_s: float | None = None
+    """Seconds without any group of workers at work: before the first begins, or since one was lost."""
+    short_of_room: bool = False
+    """Whether Ray found no room for them."""

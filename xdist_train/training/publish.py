@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
+from cluster import disk
 from cluster.runs import METRICS, TENSORBOARD, RunFolder
 from xdist_train.evidence.evaluation import build_evidence
 from xdist_train.evidence.inference import Answers
@@ -25,10 +28,12 @@ __all__ = ["publish_evaluation", "publish_history", "publish_model"]
 _EVENTS = "events.out.tfevents.0000000000.run"
 
 
-def publish_model(folder: RunFolder, assembly: Assembly, selection: Selection) -> list[str]:
-    """The present weights and their description under `model/`."""
+def publish_model(
+    folder: RunFolder, tensors: Mapping[str, Tensor], assembly: Assembly, selection: Selection
+) -> list[str]:
+    """The best weights so far and their description under `model/`."""
     folder.check_owner()
-    save_model(folder.store, assembly.learner.model, assembly.describe(selection))
+    save_model(folder.store, tensors, assembly.describe(selection))
     return [f"{MODEL_FOLDER}/{key}" for key in (WEIGHTS_KEY, DESCRIPTION_KEY)]
 
 
@@ -63,11 +68,15 @@ def _event_file(history: list[dict[str, Any]]) -> bytes:
     """TensorBoard events of the epochs' and steps' figures, as one file."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with tempfile.TemporaryDirectory() as folder:
-        with SummaryWriter(folder) as writer:
-            for row in history:
-                for name, value in row.items():
-                    if isinstance(value, float) and np.isfinite(value):
-                        writer.add_scalar(f"{row['kind']}/{name}", value, row["step"], walltime=row.get("time"))
-        (path,) = Path(folder).iterdir()
-        return path.read_bytes()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            with SummaryWriter(folder) as writer:
+                for row in history:
+                    for name, value in row.items():
+                        if isinstance(value, float) and np.isfinite(value):
+                            writer.add_scalar(f"{row['kind']}/{name}", value, row["step"], walltime=row.get("time"))
+            (path,) = Path(folder).iterdir()
+            return path.read_bytes()
+    except OSError as error:
+        place = Path(tempfile.gettempdir())
+        raise disk.failure(error, f"{place}: cannot write events ({disk.reason(error, place)}).") from error

@@ -7,15 +7,18 @@ import platform
 import subprocess
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cluster.runs import RUN, RUN_SCHEMA, RunFolder
+from cluster.store import open_store
 
 __all__ = ["RunRecord", "code_revision", "versions"]
 
 _HEARTBEAT_S = 10.0
+_QUICK_RETRY_S = 3.0
 _PACKAGES = ("xdist-train", "torch", "torchvision", "timm", "ray", "nvidia-dali-cuda130", "opencv-python-headless")
 
 
@@ -25,18 +28,35 @@ class RunRecord:
 
     folder: RunFolder
     values: dict[str, Any]
-    _written: float = field(default=0.0)
+    _tried: float = field(default=0.0)
+    _failed: bool = field(default=False)
+
+    @cached_property
+    def _quick(self) -> RunFolder:
+        """The same folder for one who cannot wait for a storage that is away."""
+        return RunFolder(open_store(self.folder.store.uri, _QUICK_RETRY_S), self.folder.driver)
 
     def write(self, **changes: Any) -> None:
         """Change values and publish the whole."""
-        self.values |= {**changes, "heartbeat": time.time()}
-        self.folder.publish_json(RUN, self.values)
-        self._written = time.monotonic()
+        self._publish(self.folder, changes)
 
-    def beat(self, complete: list[str]) -> None:
-        """Publish if objects were added or the last heartbeat is old."""
-        if complete != self.values["complete"] or time.monotonic() - self._written > _HEARTBEAT_S:
-            self.write(complete=complete)
+    def beat(self, **changes: Any) -> None:
+        """Publish if values have changed or the last heartbeat is old; after a failure, not at once again.
+
+        Raises:
+            StoreError: not published; the next beat after a while tries again.
+        """
+        same = all(self.values.get(key) == value for key, value in changes.items())
+        pause_s = _HEARTBEAT_S if same or self._failed else 0.0
+        if time.monotonic() - self._tried < pause_s:
+            return
+        self._publish(self._quick, changes)
+
+    def _publish(self, folder: RunFolder, changes: dict[str, Any]) -> None:
+        self.values |= {**changes, "heartbeat": time.time()}
+        self._tried, self._failed = time.monotonic(), True
+        folder.publish_json(RUN, self.values)
+        self._failed = False
 
     def end(self, status: str, **changes: Any) -> None:
         """The last word of this start."""
@@ -71,6 +91,8 @@ _LASTING: dict[str, Any] = {
     "seconds": {},
     "worker_seconds": 0.0,
     "test_evaluations": 0,
+    "groups": [],
+    "notes": [],
     "parent": None,
     "complete": [],
 }

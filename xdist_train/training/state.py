@@ -5,6 +5,7 @@ Knows no tensors; weights and optimiser moments travel beside it (`checkpoint.py
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,11 @@ class TrainState:
     schedule: dict[str, Any] = field(default_factory=dict)
     loss_sum: float = 0.0
     """Sum of the losses of this epoch's steps so far."""
+    row_loss_sum: float = 0.0
+    """Sum of the losses since the last row of kind `step`, and how many steps that were."""
+    row_steps: int = 0
+    samples: int = 0
+    """Digest of which image was drawn in which micro batch of which step, over all steps behind these weights."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Rows of kind `step` and `epoch`; metrics.jsonl and TensorBoard are written from it."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -37,8 +43,9 @@ class TrainState:
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return dataclasses.asdict(self)
+        """Plain values, as they are now; rows of the history, which never change, are not copied."""
+        values = {item.name: copy.copy(getattr(self, item.name)) for item in dataclasses.fields(self)}
+        return {**values, "selection": dataclasses.asdict(self.selection) if self.selection else None}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainState:

@@ -6,10 +6,9 @@ again is returned or left with the monitor, so that Ray retries only what may go
 
 from __future__ import annotations
 
+import importlib
 import logging
-import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,26 +20,35 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from cluster.errors import InputError, RunFailedError, StoreError
+from cluster.errors import InputError, RunFailedError, StoreRefusedError
 from cluster.runs import RunFolder, StaleDriverError
-from cluster.store import open_store
+from cluster.store import RETRY_S, open_store
 from cluster.world import World
 from dataloading.dataset import open_dataset
 from xdist_train.config import Config
-from xdist_train.models.export import Selection, load_model
+from xdist_train.models.export import load_model
 from xdist_train.models.weights import StoredWeights
 from xdist_train.training.assembly import Assembly
 from xdist_train.training.checkpoint import DamagedCheckpointError, load_checkpoint, parse_checkpoint_name
-from xdist_train.training.loop import run_loop
+from xdist_train.training.collectives import gather_values
+from xdist_train.training.loop import Saving, run_loop
 from xdist_train.training.messages import Failure, Progress
-from xdist_train.training.publish import publish_evaluation, publish_history, publish_model
+from xdist_train.training.publish import publish_evaluation
+from xdist_train.training.pulse import SAVING, STARTING, Pulse
 from xdist_train.training.state import Outcome, TrainState
+from xdist_train.training.upload import Uploads
 
 __all__ = ["WorkerOrder", "run_worker"]
 
 logger = logging.getLogger(__name__)
 
-# A defect in the program or the data fails again; Ray should not run it four times.
+# What fails again; Ray should not run it four times. InputError is a ValueError and comes first.
+_FAILS_AGAIN: dict[str, type[Exception]] = {
+    "bad_input": InputError,
+    "stale_driver": StaleDriverError,
+    "damaged_checkpoints": DamagedCheckpointError,
+    "storage_refused": StoreRefusedError,
+}
 _DEFECTS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -64,34 +72,42 @@ def run_worker(values: dict[str, Any]) -> dict[str, Any]:
     order: WorkerOrder = values["order"]
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), context.get_local_rank(), context.get_node_rank())
-    starts = ray.get(order.monitor.begin.remote()) if world.is_first else 0
+    group = ray.get(order.monitor.begin.remote()) if world.is_first else 0
     known: Failure | None = ray.get(order.monitor.failure.remote())
     if known is not None:
         return {"status": "failed", "failure": known}
+    pulse, node = Pulse(), ray.get_runtime_context().get_node_id()
     try:
-        return _train(order, world, restarted=starts > 1)
-    except StaleDriverError as error:
+        with pulse.told(order.monitor.beat.remote, world.rank, node, order.config.failure.hang_s):
+            return _train(order, world, pulse, group)
+    except Exception as error:
         # Raised, not returned: the other ranks wait for this one, and a restarted group returns at once.
-        _fail(order, Failure(kind="stale_driver", message=str(error), rank=world.rank))
+        _tell_failure(order, world, error)
         raise
-    except (RunFailedError, DamagedCheckpointError) as error:
-        kind = error.kind if isinstance(error, RunFailedError) else "damaged_checkpoints"
-        _fail(order, Failure(kind=kind, message=str(error), rank=world.rank))
-        raise
-    except InputError as error:
-        _fail(order, Failure(kind="bad_input", message=str(error), rank=world.rank))
-        raise
-    except torch.OutOfMemoryError as error:
-        _fail(order, Failure(kind="out_of_memory", message=_out_of_memory(order, error), rank=world.rank))
-        raise
-    except _DEFECTS as error:
+    finally:
+        order.monitor.leave.remote(world.rank)
+
+
+def _tell_failure(order: WorkerOrder, world: World, error: Exception) -> None:
+    """Leave with the monitor what would fail again; all else is for Ray to try again."""
+    failure = _failure_of(order, world.rank, world.size, error)
+    if failure is not None:
+        ray.get(order.monitor.fail.remote(failure))
+
+
+def _failure_of(order: WorkerOrder, rank: int, world_size: int, error: Exception) -> Failure | None:
+    for kind, types in _FAILS_AGAIN.items():
+        if isinstance(error, types):
+            return Failure(kind=kind, message=str(error), rank=rank)
+    if isinstance(error, RunFailedError):
+        return Failure(kind=error.kind, message=str(error), rank=rank)
+    if isinstance(error, torch.OutOfMemoryError):
+        return Failure(kind="out_of_memory", message=_out_of_memory(order, error), rank=rank)
+    # A rank whose peers are gone meets all kinds of errors as Ray takes the group of processes away.
+    if isinstance(error, _DEFECTS) and (world_size == 1 or dist.is_initialized()):
         message = f"{type(error).__name__}: {error}. This is a defect of the program; run with --debug."
-        _fail(order, Failure(kind="defect", message=message, rank=world.rank))
-        raise
-
-
-def _fail(order: WorkerOrder, failure: Failure) -> None:
-    ray.get(order.monitor.fail.remote(failure))
+        return Failure(kind="defect", message=message, rank=rank)
+    return None
 
 
 def _out_of_memory(order: WorkerOrder, error: torch.OutOfMemoryError) -> str:
@@ -102,13 +118,13 @@ def _out_of_memory(order: WorkerOrder, error: torch.OutOfMemoryError) -> str:
     )
 
 
-def _train(order: WorkerOrder, world: World, *, restarted: bool) -> dict[str, Any]:
+def _train(order: WorkerOrder, world: World, pulse: Pulse, group: int) -> dict[str, Any]:
     started = time.perf_counter()
     folder = RunFolder(open_store(order.run_uri), order.driver)
     torch.set_num_threads(order.config.scale.cpus_per_worker)
     _forward_warnings(order, world)
     # 1. Data, model and loop of this rank.
-    attempt = _agree_attempt(order, folder, world, restarted)
+    attempt, pulse.group = _agree_attempt(order, folder, world, group)
     assembly = Assembly(
         order.config,
         open_dataset(order.config.data.uri),
@@ -117,7 +133,8 @@ def _train(order: WorkerOrder, world: World, *, restarted: bool) -> dict[str, An
         micro_batch_size=order.micro_batch_size,
         weights=order.weights,
         attempt=attempt,
-        progress=lambda what, done, total: order.monitor.push.remote(phase=f"fetching data: {done} of {total} {what}"),
+        progress=lambda what, done, total: _show_fetching(order, pulse, f"{done} of {total} {what}"),
+        pulse=pulse,
     )
     try:
         # 2. Where an earlier attempt stood.
@@ -126,11 +143,18 @@ def _train(order: WorkerOrder, world: World, *, restarted: bool) -> dict[str, An
         # 3. The loop.
         reporter = _RayReporter(order, assembly, folder)
         outcome = run_loop(assembly.job, state, reporter)
+        pulse.mark(SAVING, RETRY_S)
+        reporter.wait()
         # 4. Evidence from the selected weights.
         splits = _evaluate(order, assembly, folder, outcome) if outcome.status == "finished" else []
         return _summary(outcome, attempt, splits)
     finally:
         assembly.close()
+
+
+def _show_fetching(order: WorkerOrder, pulse: Pulse, what: str) -> None:
+    pulse.mark(STARTING)
+    order.monitor.push.remote(phase=f"fetching data: {what}")
 
 
 class _NoteHandler(logging.Handler):
@@ -150,28 +174,31 @@ def _forward_warnings(order: WorkerOrder, world: World) -> None:
             logging.getLogger(package).addHandler(_NoteHandler(order.monitor))
 
 
-def _agree_attempt(order: WorkerOrder, folder: RunFolder, world: World, restarted: bool) -> int:
-    """This group's attempt number, the same on all ranks; a restarted group has a new one."""
-    number = order.attempt
+def _agree_attempt(order: WorkerOrder, folder: RunFolder, world: World, group: int) -> tuple[int, int]:
+    """This group's attempt and number, the same on all ranks; every group after the first claims a new attempt."""
+    attempt = order.attempt
     if world.is_first:
         folder.check_owner()
-        number = folder.claim() if restarted else number
-    agreed = torch.tensor([number], device=ray.train.torch.get_device())
-    if world.size > 1:
-        dist.broadcast(agreed, src=0)
-    return int(agreed)
+        attempt = folder.claim() if group > 1 else attempt
+        order.monitor.join.remote(attempt, world.size)
+    mine = torch.tensor([attempt, group], dtype=torch.float64, device=ray.train.torch.get_device())
+    attempt, group = (int(number) for number in gather_values(mine, world)[0])
+    return attempt, group
 
 
 def _resume(assembly: Assembly, world: World) -> TrainState:
     """The newest checkpoint that verifies, else the start; says which were passed over."""
     reported = [entry.checkpoint for entry in ray.train.get_all_reported_checkpoints()]
-    for checkpoint in sorted(reported, key=_position, reverse=True):
+    newest_first = sorted(reported, key=_position, reverse=True)
+    for number, checkpoint in enumerate(newest_first):
         with checkpoint.as_directory() as folder:
             try:
                 return load_checkpoint(Path(folder), assembly.learner)
             except DamagedCheckpointError as error:
-                if world.is_first:
-                    logger.warning("%s; going back to the one before it", error)
+                older = [Path(entry.path).name for entry in newest_first[number + 1 : number + 2]]
+                if world.is_first and older:
+                    name = Path(checkpoint.path).name
+                    logger.warning("checkpoint %s is passed over (%s); going back to %s", name, error, older[0])
     if reported:
         raise DamagedCheckpointError(
             f"none of the {len(reported)} checkpoints of this run can be read. Start again under another run.name."
@@ -187,12 +214,13 @@ def _position(checkpoint: Checkpoint) -> tuple[int, int, int]:
 def _evaluate(order: WorkerOrder, assembly: Assembly, folder: RunFolder, outcome: Outcome) -> list[str]:
     """val, and test unless switched off, with the weights in `model/`; collective."""
     started = time.perf_counter()
-    _load_selected(assembly, folder)
+    _load_selected(assembly, folder, outcome.state)
     splits = ["val", "test"] if order.config.evaluate.test else ["val"]
     for split in splits:
         if assembly.world.is_first:
             order.monitor.push.remote(phase=f"evaluating {split}")
         answers = assembly.answers(split)
+        assembly.pulse.mark(SAVING, RETRY_S)
         if assembly.world.is_first:
             keys = publish_evaluation(folder, assembly, split, answers)
             ray.get(order.monitor.publish.remote(keys))
@@ -200,10 +228,15 @@ def _evaluate(order: WorkerOrder, assembly: Assembly, folder: RunFolder, outcome
     return splits
 
 
-def _load_selected(assembly: Assembly, folder: RunFolder) -> None:
+def _load_selected(assembly: Assembly, folder: RunFolder, state: TrainState) -> None:
     """The published weights into the learner, on every rank."""
-    model, _ = load_model(folder.store.uri)
+    gather_values(torch.zeros(1, device=assembly.device), assembly.world)  # rank 0 has published them all
+    model, description = load_model(folder.store.uri)
     assembly.learner.model.load_state_dict(model.state_dict())
+    if description.selection != state.selection and assembly.world.is_first:
+        # A group was lost between publishing a model and its checkpoint, and the repeated epoch was not as good.
+        logger.warning("the model in the run folder was selected at %s: its figures are given", description.selection)
+    state.selection = description.selection
 
 
 def _summary(outcome: Outcome, attempt: int, splits: list[str]) -> dict[str, Any]:
@@ -217,6 +250,7 @@ def _summary(outcome: Outcome, attempt: int, splits: list[str]) -> dict[str, Any
         "seconds": state.seconds,
         "attempt": attempt,
         "evaluated": splits,
+        "samples": f"{state.samples:010x}",
     }
 
 
@@ -224,7 +258,16 @@ class _RayReporter:
     """The loop's wishes as Ray calls; progress goes to the monitor without waiting for it."""
 
     def __init__(self, order: WorkerOrder, assembly: Assembly, folder: RunFolder) -> None:
-        self.monitor, self.assembly, self.folder = order.monitor, assembly, folder
+        self.monitor, self.assembly = order.monitor, assembly
+        self.uploads = Uploads(
+            folder,
+            assembly,
+            published=lambda keys: order.monitor.publish.remote(keys),
+            failed=lambda error: _tell_failure(order, assembly.world, error),
+        )
+        if assembly.world.is_first:
+            # Publishing needs it; it takes a second or two, which must not fall into a step.
+            importlib.import_module("torch.utils.tensorboard")
         self._stop = False
         self._pushed: Any = order.monitor.push.remote(phase="training")
 
@@ -237,29 +280,30 @@ class _RayReporter:
             self._stop = ray.get(self._pushed)
         return self._stop
 
-    def save(self, name: str, write: Callable[[Path], None] | None, metrics: dict[str, Any]) -> None:
-        checkpoint = None
-        if write is not None:
-            self.folder.check_owner()
-            folder = Path(tempfile.mkdtemp(prefix="xdist-checkpoint-"))
-            try:
-                write(folder)
-            except OSError as error:
-                raise StoreError(f"{folder}: cannot write a checkpoint ({error.strerror or error}).") from error
-            checkpoint = Checkpoint.from_directory(str(folder))
+    def make_room(self) -> None:
+        self.uploads.make_room()
+
+    def save(self, saving: Saving) -> None:
+        storage = ray.train.get_context().get_storage()
+        # Where it will lie; `keep` puts it there in Ray's upload thread.
+        place = Checkpoint(f"{storage.experiment_fs_path}/{saving.name}", storage.storage_filesystem)
+
+        def keep(checkpoint: Checkpoint, name: str) -> Checkpoint:
+            self.uploads.keep(saving)
+            return checkpoint
+
         ray.train.report(
-            metrics,
-            checkpoint=checkpoint,
-            checkpoint_dir_name=name,
+            saving.metrics,
+            checkpoint=place if saving.snapshot else None,
+            checkpoint_dir_name=saving.name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=keep,
+            delete_local_checkpoint_after_upload=False,
         )
+        if saving.snapshot and saving.history:
+            self.monitor.end_epoch.remote(saving.history[-1])
 
-    def publish_model(self, selection: Selection) -> None:
-        self._published(publish_model(self.folder, self.assembly, selection))
-
-    def publish_history(self, history: list[dict[str, Any]]) -> None:
-        self._published(publish_history(self.folder, history))
-        self.monitor.end_epoch.remote(history[-1])
-
-    def _published(self, keys: list[str]) -> None:
-        self.monitor.publish.remote(keys)
+    def wait(self) -> None:
+        """Until everything saved so far is in the run folder; its error if it cannot be."""
+        if self.assembly.world.is_first:
+            self.uploads.wait()

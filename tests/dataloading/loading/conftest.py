@@ -27,7 +27,7 @@ def build_dataset(tmp_path: Path) -> BuildDataset:
 
 @pytest.fixture
 def gray_dataset(build_dataset: BuildDataset) -> Dataset:
-    """23 gray JPEGs of odd sizes in 3 classes; train 13, val 6, test 4."""
+    """23 gray JPEGs of odd sizes in 3 classes; train 12, val 7, test 4."""
     images = [encode_jpeg(speckled_picture(n, 131 + 7 * n, 97 + 5 * n)) for n in range(23)]
     splits = [("train", "val", "train", "test")[n % 4] if n < 16 else ("train", "val")[n % 2] for n in range(23)]
     labels = sorted(n % 3 for n in range(23))

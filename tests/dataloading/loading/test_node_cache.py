@@ -7,9 +7,7 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -91,9 +89,12 @@ def test_a_damaged_cached_shard_is_fetched_again(remote, tmp_path, downloads):
 
 
 def test_a_shard_damaged_in_the_store_is_refused(remote, tmp_path):
-    """It never enters the cache, and the error names the object."""
-    remote.store.write(shard_key(1), b"x" * remote.info.shards[1].bytes)
-    with pytest.raises(InputError, match=rf"{shard_key(1)} is damaged"):
+    """One flipped byte: it never enters the cache, and the error names the object and both digests."""
+    data = bytearray(remote.store.read(shard_key(1)))
+    data[700] ^= 0xFF
+    remote.store.write(shard_key(1), data)
+    found, packed = hashlib.sha256(data).hexdigest()[:12], remote.info.shards[1].sha256[:12]
+    with pytest.raises(InputError, match=rf"{shard_key(1)} is damaged: its sha256 is {found}.*json says {packed}"):
         open_train(remote, tmp_path)
     assert "00001.arrow" not in [path.name for path in cached(remote, tmp_path)]
     remote.store.delete(shard_key(1))
@@ -160,29 +161,22 @@ def test_a_limit_below_the_dataset_is_refused(remote, tmp_path):
     assert not (tmp_path / remote.info.fingerprint / "shards").exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("cannot mount a small disk here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_a_full_disk_is_said_before_and_while_downloading(remote, small_disk, monkeypatch):
-    """Too small from the start, or filled by others meanwhile: one clear error, and no half shard."""
+def test_a_full_disk_is_said_before_and_while_downloading(remote, gray_dataset, mount_disk, tmp_path, monkeypatch):
+    """Too small from the start, or filled by others meanwhile: one clear error, no half shard, and all of it later."""
+    small_disk = mount_disk(1)
     with pytest.raises(StoreError, match=r"the disk has 1\.0 MiB free"):
         open_train(remote, small_disk)
     monkeypatch.setattr(node_cache, "_SPARE_BYTES", 0)
     (small_disk / "other").write_bytes(bytes(900 << 10))
     monkeypatch.setattr("dataloading.loading.shards.make_room", lambda *args: None)
-    with pytest.raises(StoreError, match=r"cannot write \(No space left on device\)"):
+    told = rf"loader\.cache_dir: {small_disk}/.*cannot write \(No space left on device; 0\.\d MiB free .*larger disk"
+    with pytest.raises(StoreError, match=told):
         open_train(remote, small_disk)
-    assert list(small_disk.rglob("*.tmp-*")) == []
+    assert [path for path in small_disk.rglob("*") if path.name.startswith(".tmp-")] == []
+    sizes = {shard_key(number): shard.bytes for number, shard in enumerate(remote.info.shards)}
+    assert all(path.stat().st_size == sizes[f"shards/{path.name}"] for path in cached(remote, small_disk))
     (small_disk / "other").unlink()
+    assert images(open_train(remote, small_disk)) == images(open_train(gray_dataset, tmp_path))
 
 
 def test_a_file_that_may_not_grow_is_a_full_disk(remote, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.world import World
-from dataloading.loading.plan import Plan, StepPlan, evaluation_requests, quotas, training_requests
+from dataloading.loading.plan import Plan, StepPlan, evaluation_requests, quotas, samples_digest, training_requests
 
 COUNTS = st.lists(st.integers(0, 60), min_size=1, max_size=6).filter(lambda counts: sum(counts) > 0)
 ALPHAS = st.sampled_from([0.0, 0.3, 0.5, 1.0])
@@ -139,3 +139,23 @@ def test_a_hundred_million_images_cost_no_memory_of_their_size():
     ids = Plan([60_000_000, 39_999_999, 1], 0.0, seed=2).ids(9, 55_555_000, 55_559_096)
     assert len(set(ids.tolist())) == 4096
     assert 0 <= ids.min() < ids.max() < 100_000_000
+
+
+@settings(deadline=None)
+@given(world_size=st.integers(1, 7), seed=st.integers(0, 2**31), epoch=st.integers(0, 5))
+def test_the_digest_of_samples_knows_the_draws_and_not_the_workers(world_size: int, seed: int, epoch: int) -> None:
+    """The sum over all workers is that of one; one row moved, or two steps exchanged, give another."""
+    plan, steps = Plan((50, 23, 31), 0.5, seed), StepPlan(104, 24, 5)
+
+    def digest(world: World) -> int:
+        requests = training_requests(plan, steps, world, epoch)
+        return sum(samples_digest(item.epoch, item.step, item.index, item.rows) for item in requests) % 2**40
+
+    alone = digest(World())
+    assert alone == sum(digest(World(rank, world_size)) for rank in range(world_size)) % 2**40
+    first, second = list(training_requests(plan, steps, World(), epoch))[:2]
+    moved = first.rows.copy()
+    moved[0] += 1
+    own = samples_digest(first.epoch, first.step, first.index, first.rows)
+    assert own != samples_digest(first.epoch, first.step, first.index, moved)
+    assert own != samples_digest(first.epoch, first.step, second.index, first.rows)

@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Path:
         fingerprint="",
         selection=Selection(epoch=0, step=1, metric="mcc", value=0.0),
     )
-    save_model(open_store(str(tmp_path / "run")), build_model(config, 3), description)
+    save_model(open_store(str(tmp_path / "run")), build_model(config, 3).state_dict(), description)
     return tmp_path / "run"
 
 

@@ -39,7 +39,7 @@ _DESCRIPTION = ModelDescription(
 
 def _saved(folder: Path) -> tuple[Store, nn.Module, ModelDescription]:
     store, model = open_store(str(folder)), build_model(_DESCRIPTION.model, 3)
-    return store, model, save_model(store, model, _DESCRIPTION)
+    return store, model, save_model(store, model.state_dict(), _DESCRIPTION)
 
 
 @pytest.mark.parametrize("inside", ["", "model"])
@@ -58,7 +58,7 @@ def test_double_precision_is_kept(tmp_path: Path) -> None:
     store, model = open_store(str(tmp_path)), build_model(_DESCRIPTION.model, 3).double()
     with torch.no_grad():
         next(model.parameters()).mul_(1 + 1e-12)
-    save_model(store, model, _DESCRIPTION)
+    save_model(store, model.state_dict(), _DESCRIPTION)
     loaded = load_model(str(tmp_path))[0].state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
 
@@ -113,7 +113,7 @@ def test_publishing_again_replaces_the_model(tmp_path: Path) -> None:
     store, model, _ = _saved(tmp_path)
     with torch.no_grad():
         next(model.parameters()).add_(1)
-    save_model(store, model, _DESCRIPTION)
+    save_model(store, model.state_dict(), _DESCRIPTION)
     loaded, _ = load_model(str(tmp_path))
     assert torch.equal(next(model.parameters()), next(loaded.parameters()))
 

@@ -51,7 +51,7 @@ def _published(folder: Path, num_classes: int) -> dict[str, torch.Tensor]:
         fingerprint="",
         selection=Selection(epoch=0, step=1, metric="loss", value=1.0),
     )
-    save_model(open_store(str(folder)), model, description)
+    save_model(open_store(str(folder)), model.state_dict(), description)
     return model.state_dict()
 
 

@@ -29,7 +29,7 @@ from xdist_train.models.backbones import build_model
 from xdist_train.models.export import Selection
 from xdist_train.models.losses import LossFunction, build_class_weights
 from xdist_train.training.learner import InputView, Learner
-from xdist_train.training.loop import Job
+from xdist_train.training.loop import Job, Saving
 from xdist_train.training.messages import Progress
 from xdist_train.training.optim import build_schedule
 
@@ -143,14 +143,18 @@ class FolderReporter:
         self.stop_after -= 1
         return self.stop_after == -1
 
-    def save(self, name: str, write: Callable[[Path], None] | None, metrics: dict[str, Any]) -> None:
-        self.saved.append(name)
-        if self.folder is not None and write is not None:
-            (self.folder / name).mkdir()
-            write(self.folder / name)
+    def make_room(self) -> None:
+        """A folder always has some."""
 
-    def publish_model(self, selection: Selection) -> None:
-        self.selections.append(selection)
-
-    def publish_history(self, history: list[dict[str, Any]]) -> None:
-        self.history = list(history)
+    def save(self, saving: Saving) -> None:
+        self.saved.append(saving.name)
+        if saving.snapshot is None:
+            return
+        if self.folder is not None:
+            (self.folder / saving.name).mkdir()
+            saving.snapshot.write(self.folder / saving.name)
+        saving.snapshot.release()
+        if saving.selection is not None:
+            self.selections.append(saving.selection)
+        if saving.history is not None:
+            self.history = saving.history

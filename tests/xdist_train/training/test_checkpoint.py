@@ -15,10 +15,10 @@ from xdist_train.config import ModelConfig, OptimConfig, TrainConfig
 from xdist_train.training.checkpoint import (
     DamagedCheckpointError,
     Position,
+    Snapshots,
     checkpoint_name,
     load_checkpoint,
     parse_checkpoint_name,
-    snapshot_checkpoint,
 )
 from xdist_train.training.loop import Job, run_loop
 from xdist_train.training.state import TrainState
@@ -47,7 +47,7 @@ def test_names_are_read_back(position: Position) -> None:
 def test_round_trip(name: str, tmp_path: Path) -> None:
     """Model, optimiser and state come back equal; no file of a checkpoint is a pickle."""
     job, state = _trained(name)
-    snapshot_checkpoint(job.learner, state)(tmp_path)
+    Snapshots().take(job.learner, state).write(tmp_path)
     fresh, _ = _trained(name)
     assert state == load_checkpoint(tmp_path, fresh.learner)
     for left, right in zip(job.learner.state()[:2], fresh.learner.state()[:2], strict=True):
@@ -70,7 +70,7 @@ def _flat(value: object) -> object:
 def test_damage_is_refused(name: str, damage: str, tmp_path: Path) -> None:
     """A missing, shortened or altered file is refused, and the learner keeps its weights."""
     job, state = _trained()
-    snapshot_checkpoint(job.learner, state)(tmp_path)
+    Snapshots().take(job.learner, state).write(tmp_path)
     path = tmp_path / name
     data = path.read_bytes()
     if damage == "remove":
@@ -88,11 +88,11 @@ def test_damage_is_refused(name: str, damage: str, tmp_path: Path) -> None:
 def test_a_snapshot_does_not_see_later_steps(tmp_path: Path) -> None:
     """What is written is the state at the snapshot, though the model went on."""
     job, state = _trained()
-    write = snapshot_checkpoint(job.learner, state)
+    snapshot = Snapshots().take(job.learner, state)
     expected = _flat(job.learner.state()[0])
     with torch.no_grad():
         for parameter in job.learner.model.parameters():
             parameter.add_(1.0)
-    write(tmp_path)
+    snapshot.write(tmp_path)
     load_checkpoint(tmp_path, job.learner)
     assert expected == _flat(job.learner.state()[0])

@@ -78,6 +78,22 @@ def test_a_request_to_stop_leaves_a_checkpoint_of_the_present_position() -> None
     assert [f"e000-s{outcome.state.step:06d}-a01"] == reporter.saved
 
 
+class _StopAfterEpoch(FolderReporter):
+    """Asks to stop once an epoch has been kept."""
+
+    def stop_asked(self) -> bool:
+        return bool(self.history)
+
+
+def test_a_request_that_comes_with_an_epochs_end_needs_no_second_checkpoint() -> None:
+    """The epoch's own is the last one saved, and not a step of the next epoch is run."""
+    reporter = _StopAfterEpoch()
+    outcome = run_loop(_job(), TrainState(), reporter)
+    assert (outcome.status, outcome.state.epoch, outcome.state.step) == ("stopped", 1, 0)
+    assert reporter.saved[-1] == "e001-s000000-a01"
+    assert reporter.saved.count("e001-s000000-a01") == 1
+
+
 def _broken_at(world: World, step: int, rank: int) -> Outcome:
     """A run whose loss turns to NaN at a step on one rank."""
     job = _job(world, train=replace(_TRAIN, batch_size=26, log_every_steps=4))

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from xdist_train.training.listing import runs_table
 from xdist_train.training.live import live_line, progress_text
-from xdist_train.training.messages import Failure, MonitorView, Progress
+from xdist_train.training.messages import Beat, Failure, MonitorView, Progress
 from xdist_train.training.monitor import RunMonitor
 
 _PROGRESS = Progress(
@@ -55,17 +55,66 @@ def test_the_monitor_holds_the_last_words() -> None:
     first = Failure(kind="x", message="first")
     monitor.fail(first)
     monitor.fail(Failure(kind="y", message="second"))
+    monitor.join(3, 2)
+    (group,) = monitor.read().groups
+    assert (3, 2) == (group["attempt"], group["workers"])
     expected = MonitorView(
         phase="evaluating val",
         progress=_PROGRESS,
         epoch_rows=(_ROW,),
         failure=first,
         group_starts=2,
+        groups=(group,),
         stopping=True,
         notes=("careful",),
         published=("a", "b", "c"),
     )
     assert expected == monitor.read()
+
+
+def _beat(rank: int, group: int) -> Beat:
+    return Beat(
+        rank=rank, host="h", node="n", pid=1, group=group, phase="computing", epoch=0, step=0, idle_s=0, slack_s=0
+    )
+
+
+def test_only_the_present_group_is_heard() -> None:
+    """Beats of a group that has ended, and of one that is at its end, are not kept; neither are those who left."""
+    monitor = RunMonitor()
+    monitor.beat(_beat(0, 0))
+    assert monitor.read().beats == ()
+    monitor.begin()
+    for beat in (_beat(0, 0), _beat(1, 1), _beat(2, 1)):
+        monitor.beat(beat)
+    monitor.leave(2)
+    assert [0, 1] == [beat.rank for beat, _ in monitor.read().beats]
+    monitor.lose("gone")
+    monitor.beat(_beat(1, 1))
+    assert (monitor.read().beats, monitor.read().waiting_s is None) == ((), False)
+    monitor.begin()
+    monitor.beat(_beat(1, 1))
+    monitor.beat(_beat(0, 2))
+    assert [0] == [beat.rank for beat, _ in monitor.read().beats]
+
+
+def test_a_stop_to_move_is_taken_back_and_one_for_good_is_not() -> None:
+    """The next group goes on after the first, and stops after the second."""
+    monitor = RunMonitor()
+    monitor.ask_stop(for_good=False)
+    assert (monitor.push(), monitor.ending()) == (True, False)
+    monitor.go_on()
+    assert (monitor.push(), monitor.ending()) == (False, False)
+    monitor.ask_stop()
+    monitor.go_on()
+    assert (monitor.push(), monitor.ending()) == (True, True)
+
+
+def test_warnings_are_kept_up_to_a_number() -> None:
+    """A storage that stumbles all day does not fill run.json."""
+    monitor = RunMonitor()
+    for number in range(1000):
+        monitor.note(str(number))
+    assert (201, "there were more warnings than are kept") == (len(monitor.read().notes), monitor.read().notes[-1])
 
 
 def test_the_monitor_is_light() -> None:

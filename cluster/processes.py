@@ -1,0 +1,65 @@
+"""Processes of this machine: where one stands, and its end. Called on the node where the process runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+__all__ = ["ENDED", "GONE", "end_process", "stack_of"]
+
+ENDED, GONE = "was ended", "had ended before"
+
+_STACK_S = 20.0
+_STACK_LINES = 100
+
+
+def end_process(pid: int, title: str) -> str:
+    """SIGKILL for a process, if its title begins as expected (a pid may have a new owner); what was done."""
+    command = Path(f"/proc/{pid}/cmdline")
+    if command.parent.parent.exists() and not _title(command).startswith(title):
+        return GONE
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return GONE
+    except PermissionError as error:
+        return f"could not be ended ({error.strerror})"
+    return ENDED
+
+
+def stack_of(pid: int) -> str:
+    """Stacks of a Python process that does not answer, read from outside by py-spy; why not, if that fails."""
+    state = _state(pid)
+    spy = Path(sys.executable).with_name("py-spy")
+    program = str(spy) if spy.exists() else shutil.which("py-spy")
+    if program is None:
+        return f"{state}no stack: py-spy is not installed"
+    try:
+        done = subprocess.run(
+            [program, "dump", "--nonblocking", "--pid", str(pid)], capture_output=True, text=True, timeout=_STACK_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{state}no stack: {error}"
+    if done.returncode != 0:
+        return f"{state}no stack: {' '.join(done.stderr.split())[:200]}"
+    return state + "\n".join(done.stdout.splitlines()[:_STACK_LINES])
+
+
+def _title(command: Path) -> str:
+    try:
+        return command.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _state(pid: int) -> str:
+    """The kernel's word for what the process does, e.g. `T (stopped)`; empty where there is none."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((f"{line.split(':', 1)[1].strip()}\n" for line in lines if line.startswith("State:")), "")

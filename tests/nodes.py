@@ -1,0 +1,261 @@
+"""A real Ray cluster of several nodes on this machine, for drivers that are other processes.
+
+Each node is one process group of `ray start --block` below a small process that stands for the machine: whatever
+the node starts, however it detaches, stays its descendant (Linux hands orphans to the nearest "child subreaper").
+So a node can be killed as a machine that loses power, and nothing of it, nor anything else, is hit. Linux only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+__all__ = ["Node", "Nodes"]
+
+_READY_WITHIN_S = 60.0
+_ENDED_WITHIN_S = 20.0
+_POLL_S = 0.05
+_OBJECT_STORE_BYTES = 100_000_000
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+# Any free port for each: nodes share one address.
+_ANY_PORTS = (
+    "--node-manager-port=0",
+    "--object-manager-port=0",
+    "--min-worker-port=0",
+    "--max-worker-port=0",
+    "--dashboard-agent-listen-port=0",
+    "--dashboard-agent-grpc-port=0",
+    "--runtime-env-agent-port=0",
+    "--metrics-export-port=0",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One node; `node_id` is Ray's, in hex."""
+
+    name: str
+    node_id: str
+    machine: subprocess.Popen[bytes]
+
+    def processes(self) -> dict[int, str]:
+        """All that runs on it now: command lines by process id."""
+        return {pid: _command_line(pid) for pid in _descendants(self.machine.pid)}
+
+    def find(self, part: str) -> list[int]:
+        """Its processes whose command line has this part: `raylet/raylet`, `ray::RayTrainWorker`."""
+        return [pid for pid, line in self.processes().items() if part in line]
+
+
+class Nodes:
+    """A cluster below a folder, which receives each node's output and, at the end, Ray's logs.
+
+    `environment` is what the nodes get on top of this process's own; RAY_* and AWS_* of this process stay out.
+    """
+
+    def __init__(
+        self, folder: Path, *, environment: Mapping[str, str] | None = None, include_dashboard: bool = False
+    ) -> None:
+        self.folder = folder
+        self.nodes: list[Node] = []
+        self._dashboard_port = _free_port() if include_dashboard else 0
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AWS_"))}
+        quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+        self._environment = {**inherited, **quiet, **(environment or {})}
+        self._machines: list[subprocess.Popen[bytes]] = []
+        self._address: str | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self._temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # paths of sockets must be short
+
+    @property
+    def address(self) -> str:
+        """What a driver sets as RAY_ADDRESS."""
+        assert self._address, "no head yet"
+        return self._address
+
+    @property
+    def dashboard(self) -> str:
+        """Where the dashboard answers."""
+        assert self._dashboard_port, "no dashboard was asked for"
+        return f"http://127.0.0.1:{self._dashboard_port}"
+
+    @property
+    def ray_folder(self) -> Path:
+        """Where Ray keeps the session folders of all nodes, until `stop`."""
+        return self._temporary
+
+    def add(self, num_cpus: int, *, head: bool = False) -> Node:
+        """Start a node and wait until the cluster has it."""
+        return self.add_all([num_cpus], head=head)[0]
+
+    def add_all(self, cpus: Iterable[int], *, head: bool = False) -> list[Node]:
+        """Start nodes at once; with `head`, the first is the head, and the others wait for it."""
+        added: list[Node] = []
+        remaining = list(cpus)
+        if head:
+            assert self._address is None, "there is a head"
+            name, machine = self._launch(remaining.pop(0), head=True)
+            self._address = self._wait_for_address(name, machine)
+            added.append(Node(name, self._wait_for_node(name, machine), machine))
+        launched = [self._launch(num_cpus, head=False) for num_cpus in remaining]
+        added += [Node(name, self._wait_for_node(name, machine), machine) for name, machine in launched]
+        self.nodes += added
+        return added
+
+    def kill(self, node: Node) -> None:
+        """End a node as a machine that loses power: SIGKILL for all of it, workers too, with no last words.
+
+        Other nodes see its connections close at once, which a cut cable would not do; for that, `freeze`.
+        """
+        self._end([node.machine])
+
+    def freeze(self, node: Node) -> None:
+        """Stop all of a node with its connections left open: a machine that nobody hears any more."""
+        node.machine.send_signal(signal.SIGUSR1)
+
+    def stop(self) -> None:
+        """End everything that was started, and nothing else; Ray's logs are then in the folder."""
+        self._end(self._machines)
+        for path in self._temporary.glob("*/session_2*/logs"):
+            shutil.move(path, self.folder / f"node{path.parts[-3]}-ray-logs")
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _launch(self, num_cpus: int, *, head: bool) -> tuple[str, subprocess.Popen[bytes]]:
+        name = f"node{len(self._machines)}-{uuid.uuid4().hex[:6]}"
+        dashboard = f"--include-dashboard={str(bool(self._dashboard_port)).lower()}"
+        # One folder each: nodes that start at once in a shared one take each other's sockets
+        temporary = self._temporary / str(len(self._machines))
+        if head:  # the port of Ray Client is the one that cannot be left to Ray
+            role = [
+                "--head",
+                "--port=0",
+                dashboard,
+                f"--dashboard-port={self._dashboard_port}",
+                f"--ray-client-server-port={_free_port()}",
+            ]
+        else:
+            role = [f"--address={self.address}"]
+        command = [
+            *(str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"),
+            *("--node-ip-address=127.0.0.1", f"--node-name={name}", f"--num-cpus={num_cpus}", "--num-gpus=0"),
+            *(f"--object-store-memory={_OBJECT_STORE_BYTES}", "--include-log-monitor=false", *_ANY_PORTS, *role),
+            f"--temp-dir={temporary}",
+        ]
+        with (self.folder / f"{name}.log").open("wb") as log:
+            machine = subprocess.Popen(
+                [sys.executable, "-I", "-S", __file__, *command],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._machines.append(machine)
+        return name, machine
+
+    def _wait_for_address(self, name: str, machine: subprocess.Popen[bytes]) -> str:
+        """Ray writes the address of a cluster that it started below the temporary folder."""
+        file = self._temporary / "0" / "ray_current_cluster"
+        deadline = time.monotonic() + _READY_WITHIN_S
+        while not (file.exists() and file.read_text().strip()):
+            self._check(name, machine, deadline)
+        return file.read_text().strip()
+
+    def _wait_for_node(self, name: str, machine: subprocess.Popen[bytes]) -> str:
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+        client = GcsClient(self.address)
+        deadline = time.monotonic() + _READY_WITHIN_S
+        while True:
+            for node_id, info in client.get_all_node_info(timeout=10).items():
+                if info.node_name == name:
+                    return str(node_id.hex())
+            self._check(name, machine, deadline)
+
+    def _check(self, name: str, machine: subprocess.Popen[bytes], deadline: float) -> None:
+        log = self.folder / f"{name}.log"
+        assert machine.poll() is None, log.read_text(errors="replace")[-4000:]
+        assert time.monotonic() < deadline, log.read_text(errors="replace")[-4000:]
+        time.sleep(_POLL_S)
+
+    def _end(self, machines: list[subprocess.Popen[bytes]]) -> None:
+        """A machine's process ends when all of its descendants have, so this also proves that nothing is left."""
+        for machine in machines:
+            if machine.poll() is None:
+                machine.terminate()
+        for machine in machines:
+            machine.wait(_ENDED_WITHIN_S)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _run_machine(command: list[str]) -> NoReturn:
+    """Be a machine that runs one command: adopt orphans, and until SIGTERM wait for all of them to end."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    signal.signal(signal.SIGTERM, lambda *_: _signal_all(signal.SIGKILL))
+    signal.signal(signal.SIGUSR1, lambda *_: _signal_all(signal.SIGSTOP))
+    assert libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) == 0  # the tests were killed
+    subprocess.Popen(command)
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+    raise SystemExit(0)
+
+
+def _signal_all(number: signal.Signals) -> None:
+    """Signal all descendants, which are stopped first: a process that is stopped starts no others."""
+    stopped: set[int] = set()
+    while new := set(_descendants(os.getpid())) - stopped:
+        _signal_each(new, signal.SIGSTOP)
+        stopped |= new
+    _signal_each(stopped, number)
+
+
+def _signal_each(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _descendants(root: int) -> list[int]:
+    """Process ids of children, their children and so on."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with suppress(OSError):
+                # pid (name, which may hold anything) state parent ...
+                parent = int(Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry))
+    found = list(children.get(root, []))
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+if __name__ == "__main__":
+    _run_machine(sys.argv[1:])

@@ -1,0 +1,348 @@
+"""The study of a search: what was tried, what came of it, and what to try next. The only file that imports optuna.
+
+Ask and tell, no Ray: `ask` gives a numbered trial's values, `report` keeps its figure of an epoch, and `complete`,
+`prune` or `fail` ends it. With a journal (Optuna's, JSON lines, nothing pickled) a study that was killed opens again
+with all that it learned; trials that were running are in `running`, under their old numbers.
+
+Every draw is arithmetic: its generator is seeded by (seed, trial number, parameter). So what is asked next depends
+on the seed and on what was told so far, not on how often the study was opened nor on the order in which trials that
+run side by side ask for their parameters.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState
+
+from cluster.errors import InputError
+from tune_spaces.domains import Parameter
+from tune_spaces.space import Space
+
+__all__ = ["SAMPLERS", "Asked", "Direction", "Study", "Told", "open_study"]
+
+Direction = Literal["minimize", "maximize"]
+
+_NAME = "search"
+# Attributes of the study and of its trials.
+_SETTINGS = "settings"
+_REASON = "reason"
+# What a generator's draws are for, where it is no parameter's.
+_JOINT = ""
+_GRID_ORDER = "grid order"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial to run."""
+
+    number: int
+    """0 and up, the same after a restart."""
+    values: dict[str, Any]
+    """By dotted key, what it lays over the recipe."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A trial that ended."""
+
+    number: int
+    values: dict[str, Any]
+    status: Literal["finished", "pruned", "failed"]
+    figure: float | None
+    """The metric told; for a pruned trial that of its last epoch; None if it failed."""
+    figures: dict[int, float]
+    """The metric by epoch, as reported."""
+    reason: str
+    """Why it failed."""
+
+
+class Study:
+    """One search's trials; `open_study` makes one. To be used by one process at a time."""
+
+    def __init__(self, space: Space, study: optuna.Study, storage: BaseStorage, num_trials: int | None) -> None:
+        self._space = space
+        self._study = study
+        self._storage = storage
+        self._id = storage.get_study_id_from_name(study.study_name)
+        self.num_trials = num_trials
+        """Trials that a grid has; None without an end."""
+
+    def ask(self) -> Asked | None:
+        """The next trial to run; None when the grid is at its end."""
+        if self.num_trials is not None and self._num_started() >= self.num_trials:
+            return None
+        trial = self._study.ask()
+        return Asked(trial.number, self._space.suggest(trial))
+
+    def report(self, number: int, epoch: int, figure: float) -> None:
+        """The metric of a running trial after an epoch; told again, it stays as it is."""
+        if epoch not in self._trial(number).intermediate_values:
+            self._storage.set_trial_intermediate_value(self._trial_id(number), epoch, figure)
+
+    def complete(self, number: int, figure: float) -> None:
+        """A trial came to its end with this figure; one that is not finite fails it."""
+        if not math.isfinite(figure):
+            self.fail(number, f"its metric is {figure}")
+            return
+        self._study.tell(number, figure)
+
+    def prune(self, number: int) -> None:
+        """A trial was stopped early; the sampler learns from its reports."""
+        self._study.tell(number, state=TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str) -> None:
+        """A trial failed; the sampler learns nothing from it."""
+        self._storage.set_trial_user_attr(self._trial_id(number), _REASON, reason)
+        self._study.tell(number, state=TrialState.FAIL)
+
+    def running(self) -> list[Asked]:
+        """Trials that were asked for and not ended; after a restart, those to go on with."""
+        return [self._asked(trial) for trial in self._trials(TrialState.RUNNING)]
+
+    def told(self) -> list[Told]:
+        """Trials that ended, by number."""
+        return [self._told(trial) for trial in self._trials(*_STATUS)]
+
+    def _asked(self, trial: FrozenTrial) -> Asked:
+        try:
+            return Asked(trial.number, self._space.values_of(trial.params))
+        except KeyError:
+            # Killed between two parameters of `ask`: what is missing is drawn now.
+            return Asked(trial.number, self._space.suggest(optuna.Trial(self._study, self._trial_id(trial.number))))
+
+    def _told(self, trial: FrozenTrial) -> Told:
+        figures = dict(trial.intermediate_values)
+        values = self._space.values_of(trial.params)
+        return Told(trial.number, values, _STATUS[trial.state], trial.value, figures, trial.user_attrs.get(_REASON, ""))
+
+    def _num_started(self) -> int:
+        return len(self._trials(TrialState.RUNNING, *_STATUS))
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self._storage.get_all_trials(self._id, deepcopy=False, states=states)
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self._storage.get_trial(self._trial_id(number))
+
+    def _trial_id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+
+
+_STATUS: dict[TrialState, Literal["finished", "pruned", "failed"]] = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+def open_study(
+    space: Space,
+    own: Mapping[str, Parameter],
+    *,
+    sampler: str = "tpe",
+    direction: Direction = "maximize",
+    seed: int = 0,
+    num_points: int = 3,
+    journal: Path | None = None,
+) -> Study:
+    """A new study, or the one that a journal holds.
+
+    Args:
+        space: what trials vary.
+        own: the recipe's own parameters (`Space.locate(config).params`), which are the first trial. What they leave
+            out the sampler picks; a grid starts with them only where they are whole.
+        sampler: random, grid or tpe. TPE is Optuna's (Bergstra et al. 2011; multivariate: Falkner et al. 2018), its
+            conditional parameters in groups, running trials counted as bad ones (constant liar).
+        direction: whether a greater figure is better.
+        seed: of every draw.
+        num_points: of a range, in a grid.
+        journal: file, made if there is none; None keeps the study in memory.
+
+    Raises:
+        InputError: unknown sampler, too large a grid, an unreadable journal, or one of another search.
+    """
+    if sampler not in SAMPLERS:
+        raise InputError(f"unknown sampler {sampler!r}. Samplers are: {', '.join(SAMPLERS)}.")
+    settings = {
+        "space": space.to_dict(),
+        "digest": space.digest,
+        "sampler": sampler,
+        "direction": direction,
+        "seed": seed,
+        "num_points": num_points if sampler == "grid" else None,
+    }
+    grid = _plan_grid(space, own, num_points, seed) if sampler == "grid" else None
+    # Its news of each trial, and that `group` may change in a later version (constraints.txt holds this one).
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*``?group``?", category=optuna.exceptions.ExperimentalWarning)
+    storage = InMemoryStorage() if journal is None else _open_journal(journal)
+    study = optuna.create_study(
+        storage=storage,
+        study_name=_NAME,
+        direction=direction,
+        load_if_exists=True,
+        sampler=_Grid(grid) if grid is not None else _Numbered(seed, _SEEDED[sampler]),
+    )
+    _settle(study, settings, str(journal))
+    if not study.get_trials(deepcopy=False) and grid is None and own:
+        study.enqueue_trial(dict(own))
+    return Study(space, study, storage, None if grid is None else len(grid))
+
+
+def _plan_grid(space: Space, own: Mapping[str, Parameter], num_points: int, seed: int) -> list[dict[str, Parameter]]:
+    """The grid in an order that covers it wherever a budget ends: the recipe's own point, then a permutation."""
+    points = space.grid(num_points)
+    order = np.random.default_rng(np.random.SeedSequence([seed, _entropy(_GRID_ORDER)])).permutation(len(points))
+    rest = [points[k] for k in order if points[k] != own]
+    return [dict(own), *rest] if _is_whole(space, own) else rest
+
+
+def _is_whole(space: Space, params: Mapping[str, Parameter]) -> bool:
+    try:
+        space.values_of(params)
+    except KeyError:
+        return False
+    return True
+
+
+def _settle(study: optuna.Study, settings: Mapping[str, Any], place: str) -> None:
+    """Writes down what a study is, or refuses one that is something else."""
+    kept = study.user_attrs.get(_SETTINGS)
+    if kept is None:
+        if study.get_trials(deepcopy=False):
+            raise InputError(f"journal {place}: holds trials of another program. Give another place.")
+        study.set_user_attr(_SETTINGS, json.loads(json.dumps(settings)))
+        return
+    if kept["digest"] != settings["digest"]:
+        names = sorted(kept["space"].keys() | settings["space"].keys())
+        differ = [name for name in names if kept["space"].get(name) != settings["space"].get(name)]
+        raise InputError(
+            f"journal {place}: belongs to a search over another space; these keys differ: {', '.join(differ)}. "
+            "Go on with the same space, or start a search under another name."
+        )
+    for name in [name for name in settings.keys() | kept.keys() if kept.get(name) != settings.get(name)]:
+        raise InputError(
+            f"journal {place}: belongs to a search with {name} {kept.get(name)}, not {settings.get(name)}. "
+            "Go on with the same settings, or start a search under another name."
+        )
+
+
+def _open_journal(path: Path) -> JournalStorage:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _cut_torn_line(path)
+    try:
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=_FileLock(path)))
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise InputError(
+            f"journal {path}: not a readable journal ({' '.join(str(error).split())}). "
+            "Take it away to start again, or bring back a copy."
+        ) from None
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Takes away what a killed writer left of a last line: Optuna would append the next record to it."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+
+
+class _FileLock(JournalFileOpenLock):
+    """A lock that ends with its holder; Optuna's own stays behind a killed one for 30 s."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path.with_name(f"{path.name}.lock")
+        self._file: int | None = None
+
+    def acquire(self) -> bool:
+        self._file = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        assert self._file is not None
+        os.close(self._file)
+        self._file = None
+
+
+def _entropy(purpose: str) -> int:
+    return zlib.crc32(purpose.encode())
+
+
+class _Numbered(BaseSampler):
+    """A sampler without a state: each draw is that of a new one, seeded by trial number and parameter."""
+
+    def __init__(self, seed: int, build: Callable[[int], BaseSampler]) -> None:
+        self._seed = seed
+        self._build = build
+
+    def _sampler(self, trial: FrozenTrial, purpose: str) -> BaseSampler:
+        sequence = np.random.SeedSequence([self._seed, trial.number, _entropy(purpose)])
+        return self._build(int(sequence.generate_state(1)[0]))
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._sampler(trial, _JOINT).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        sampler = self._sampler(trial, _JOINT)
+        # TPE keeps its groups from one call to the other.
+        return sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._sampler(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
+
+
+class _Grid(BaseSampler):
+    """Trial number n is point n."""
+
+    def __init__(self, points: Sequence[Mapping[str, Parameter]]) -> None:
+        self._points = points
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._points[trial.number][param_name]
+
+
+def _build_tpe(seed: int) -> BaseSampler:
+    return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+def _build_random(seed: int) -> BaseSampler:
+    return RandomSampler(seed=seed)
+
+
+# Samplers whose draws are seeded; a grid has none.
+_SEEDED: dict[str, Callable[[int], BaseSampler]] = {"random": _build_random, "tpe": _build_tpe}
+SAMPLERS = ("grid", *_SEEDED)
