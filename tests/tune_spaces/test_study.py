@@ -12,7 +12,7 @@ import pytest
 
 from cluster.errors import InputError
 from tests.tune_spaces.written import EVERYTHING, write_space
-from tune_spaces.samplers import SAMPLERS, Asked, Study, open_study
+from tune_spaces.study import SAMPLERS, Asked, Study, open_study
 from tune_spaces.space import Space
 from xdist_train.config import resolve_config
 
@@ -301,7 +301,7 @@ def test_other_settings_on_a_journal_are_refused(setting: dict[str, Any], text: 
 
 def test_an_unknown_sampler_is_refused() -> None:
     """With those that are."""
-    with pytest.raises(InputError, match=r"unknown sampler 'tpee'. Samplers are: grid, random, tpe"):
+    with pytest.raises(InputError, match=r"unknown sampler 'tpee'. They are: grid, random, tpe"):
         open_study(_SMALL, _OWN, sampler="tpee")
 
 

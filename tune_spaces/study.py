@@ -1,7 +1,7 @@
 """The study of a search: what was tried, what came of it, and what to try next. The only file that imports optuna.
 
-Ask and tell, no Ray: `ask` gives a numbered trial's values, `report` keeps its figure of an epoch, and `complete`,
-`prune` or `fail` ends it. With a journal (Optuna's, JSON lines, nothing pickled) a study that was killed opens again
+Ask and tell, no Ray: `ask` gives a numbered trial's values, `report` keeps its figure after an epoch,
+`should_stop` says by the scheduler's rule whether it is worth another, and `complete`, `prune` or `fail` ends it. With a journal (Optuna's, JSON lines, nothing pickled) a study that was killed opens again
 with all that it learned; trials that were running are in `running`, under their old numbers.
 
 Every draw is arithmetic: its generator is seeded by (seed, trial number, parameter). So what is asked next depends
@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -34,7 +35,7 @@ from cluster.errors import InputError
 from tune_spaces.domains import Parameter
 from tune_spaces.space import Space
 
-__all__ = ["SAMPLERS", "Asked", "Direction", "Study", "Told", "open_study"]
+__all__ = ["SAMPLERS", "SCHEDULERS", "Asked", "Direction", "Study", "Told", "open_study"]
 
 Direction = Literal["minimize", "maximize"]
 
@@ -45,6 +46,8 @@ _REASON = "reason"
 # What a generator's draws are for, where it is no parameter's.
 _JOINT = ""
 _GRID_ORDER = "grid order"
+# Trials that must have finished before a median of them stops others.
+_LEAST_MEDIAN = 3
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,9 @@ class Told:
     figure: float | None
     """The metric told; for a pruned trial that of its last epoch; None if it failed."""
     figures: dict[int, float]
-    """The metric by epoch, as reported."""
+    """The metric by epochs done, as reported."""
     reason: str
-    """Why it failed."""
+    """Why it failed or was pruned."""
 
 
 class Study:
@@ -90,10 +93,14 @@ class Study:
         trial = self._study.ask()
         return Asked(trial.number, self._space.suggest(trial))
 
-    def report(self, number: int, epoch: int, figure: float) -> None:
-        """The metric of a running trial after an epoch; told again, it stays as it is."""
-        if epoch not in self._trial(number).intermediate_values:
-            self._storage.set_trial_intermediate_value(self._trial_id(number), epoch, figure)
+    def report(self, number: int, epochs: int, figure: float) -> None:
+        """The metric of a running trial after so many epochs; told again, it stays as it is."""
+        if epochs not in self._trial(number).intermediate_values:
+            self._storage.set_trial_intermediate_value(self._trial_id(number), epochs, figure)
+
+    def should_stop(self, number: int) -> bool:
+        """Whether the scheduler ends a running trial, by its reports and those of the others so far."""
+        return optuna.Trial(self._study, self._trial_id(number)).should_prune()
 
     def complete(self, number: int, figure: float) -> None:
         """A trial came to its end with this figure; one that is not finite fails it."""
@@ -102,8 +109,9 @@ class Study:
             return
         self._study.tell(number, figure)
 
-    def prune(self, number: int) -> None:
+    def prune(self, number: int, reason: str = "") -> None:
         """A trial was stopped early; the sampler learns from its reports."""
+        self._storage.set_trial_user_attr(self._trial_id(number), _REASON, reason)
         self._study.tell(number, state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
@@ -156,9 +164,12 @@ def open_study(
     own: Mapping[str, Parameter],
     *,
     sampler: str = "tpe",
+    scheduler: str = "none",
     direction: Direction = "maximize",
     seed: int = 0,
     num_points: int = 3,
+    grace_epochs: int = 1,
+    reduction_factor: int = 3,
     journal: Path | None = None,
 ) -> Study:
     """A new study, or the one that a journal holds.
@@ -169,23 +180,33 @@ def open_study(
             out the sampler picks; a grid starts with them only where they are whole.
         sampler: random, grid or tpe. TPE is Optuna's (Bergstra et al. 2011; multivariate: Falkner et al. 2018), its
             conditional parameters in groups, running trials counted as bad ones (constant liar).
+        scheduler: asha, median or none: what stops a trial early. ASHA (Li et al. 2018) asks after `grace_epochs`
+            epochs, and each time that these have grown by `reduction_factor`, whether a trial is among the best
+            1 / `reduction_factor` of those that came as far, and does not wait for the others; median asks after
+            each epoch from `grace_epochs` on whether a trial's best is better than the median of finished ones.
         direction: whether a greater figure is better.
         seed: of every draw.
         num_points: of a range, in a grid.
+        grace_epochs: epochs that every trial may run.
+        reduction_factor: of ASHA.
         journal: file, made if there is none; None keeps the study in memory.
 
     Raises:
-        InputError: unknown sampler, too large a grid, an unreadable journal, or one of another search.
+        InputError: unknown sampler or scheduler, too large a grid, an unreadable journal, or one of another search.
     """
-    if sampler not in SAMPLERS:
-        raise InputError(f"unknown sampler {sampler!r}. Samplers are: {', '.join(SAMPLERS)}.")
+    for kind, name, known in (("sampler", sampler, SAMPLERS), ("scheduler", scheduler, SCHEDULERS)):
+        if name not in known:
+            raise InputError(f"unknown {kind} {name!r}. They are: {', '.join(known)}.")
     settings = {
         "space": space.to_dict(),
         "digest": space.digest,
         "sampler": sampler,
+        "scheduler": scheduler,
         "direction": direction,
         "seed": seed,
         "num_points": num_points if sampler == "grid" else None,
+        "grace_epochs": grace_epochs if scheduler != "none" else None,
+        "reduction_factor": reduction_factor if scheduler == "asha" else None,
     }
     grid = _plan_grid(space, own, num_points, seed) if sampler == "grid" else None
     # Its news of each trial, and that `group` may change in a later version (constraints.txt holds this one).
@@ -198,6 +219,7 @@ def open_study(
         direction=direction,
         load_if_exists=True,
         sampler=_Grid(grid) if grid is not None else _Numbered(seed, _SEEDED[sampler]),
+        pruner=_PRUNERS[scheduler](grace_epochs, reduction_factor),
     )
     _settle(study, settings, str(journal))
     if not study.get_trials(deepcopy=False) and grid is None and own:
@@ -346,3 +368,21 @@ def _build_random(seed: int) -> BaseSampler:
 # Samplers whose draws are seeded; a grid has none.
 _SEEDED: dict[str, Callable[[int], BaseSampler]] = {"random": _build_random, "tpe": _build_tpe}
 SAMPLERS = ("grid", *_SEEDED)
+
+
+def _build_asha(grace_epochs: int, reduction_factor: int) -> BasePruner:
+    return SuccessiveHalvingPruner(min_resource=grace_epochs, reduction_factor=reduction_factor)
+
+
+def _build_median(grace_epochs: int, _: int) -> BasePruner:
+    # It asks from the step after its warm-up on; an epoch done is a step.
+    return MedianPruner(n_startup_trials=_LEAST_MEDIAN, n_warmup_steps=grace_epochs - 1)
+
+
+# Optuna's, as their state is in the journal with all else: a search that goes on stops what it would have stopped.
+_PRUNERS: dict[str, Callable[[int, int], BasePruner]] = {
+    "asha": _build_asha,
+    "median": _build_median,
+    "none": lambda *_: NopPruner(),
+}
+SCHEDULERS = tuple(_PRUNERS)
