@@ -1,5 +1,7 @@
 """A run folder: every key in it, who may write to it, and `run.json`, which says what may be read.
 
+A search's folder is owned in the same way; its record is `search.json`.
+
 Attempts are claimed by conditional write; the driver of the highest owns the run, and an older one may
 publish nothing. Knows keys, owners and status, nothing of models or metrics.
 """
@@ -21,6 +23,7 @@ __all__ = [
     "CONFIG",
     "METRICS",
     "RUN",
+    "SEARCH",
     "TENSORBOARD",
     "RunFolder",
     "StaleDriverError",
@@ -32,6 +35,7 @@ __all__ = [
 ]
 
 RUN, CONFIG, METRICS = "run.json", "config.yaml", "metrics.jsonl"
+SEARCH = "search.json"
 ATTEMPTS, CHECKPOINTS, TENSORBOARD = "attempts", "checkpoints", "tensorboard"
 RUN_SCHEMA = 1
 _SILENT_S = 60.0  # six missed heartbeats
@@ -53,13 +57,15 @@ class StaleDriverError(StoreError):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run in a store, written on behalf of one driver.
+    """One run, or one search, in a store, written on behalf of one driver.
 
     `driver` is that driver's unique name; workers that publish for it carry the same.
     """
 
     store: Store
     driver: str
+    record: str = RUN
+    """Key of the object that describes it."""
 
     @property
     def name(self) -> str:
@@ -68,7 +74,7 @@ class RunFolder:
 
     def exists(self) -> bool:
         """Whether any start ever claimed this run."""
-        return self.store.exists(RUN) or bool(self._attempts())
+        return self.store.exists(self.record) or bool(self._attempts())
 
     def claim(self) -> int:
         """Become the owner: write the next attempt; its number, from 1.
@@ -100,7 +106,7 @@ class RunFolder:
         owner = self.store.read_json(f"{ATTEMPTS}/{newest:04d}.json")
         if owner["driver"] != self.driver:
             raise StaleDriverError(
-                f"run {self.name!r} was taken over by attempt {newest} on host {owner['host']}; "
+                f"{self.record.removesuffix('.json')} {self.name!r} was taken over by attempt {newest} on host {owner['host']}; "
                 "this start no longer owns it and has published nothing since."
             )
 
@@ -113,9 +119,9 @@ class RunFolder:
         """Replace one object by JSON text."""
         self.publish(key, (json.dumps(value, indent=2) + "\n").encode())
 
-    def read_run(self) -> dict[str, Any]:
+    def read_record(self) -> dict[str, Any]:
         """`run.json`; empty if the run was claimed but not described yet."""
-        return dict(self.store.read_json(RUN)) if self.store.exists(RUN) else {}
+        return dict(self.store.read_json(self.record)) if self.store.exists(self.record) else {}
 
     def _attempts(self) -> list[int]:
         return [int(name[:4]) for name in self.store.list(ATTEMPTS) if name[:4].isdigit()]

@@ -1,8 +1,9 @@
 """The study of a search: what was tried, what came of it, and what to try next. The only file that imports optuna.
 
 Ask and tell, no Ray: `ask` gives a numbered trial's values, `report` keeps its figure after an epoch,
-`should_stop` says by the scheduler's rule whether it is worth another, and `complete`, `prune` or `fail` ends it. With a journal (Optuna's, JSON lines, nothing pickled) a study that was killed opens again
-with all that it learned; trials that were running are in `running`, under their old numbers.
+`should_stop` says by the scheduler's rule whether it is worth another, and `complete`, `prune` or `fail` ends it.
+With a journal (Optuna's, JSON lines, nothing pickled) a study that was killed opens again with all that it learned;
+trials that were running are in `running`, under their old numbers.
 
 Every draw is arithmetic: its generator is seeded by (seed, trial number, parameter). So what is asked next depends
 on the seed and on what was told so far, not on how often the study was opened nor on the order in which trials that

@@ -6,7 +6,7 @@ Imports nothing heavy. Only `launch` and `worker` see the root; every other func
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ __all__ = [
     "TrainConfig",
     "identity",
     "identity_digest",
+    "narrow",
     "recipe_names",
     "resolve_config",
 ]
@@ -319,6 +320,11 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     failure: FailureConfig = field(default_factory=FailureConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def narrow(config: Config) -> Config:
+    """What a run is told, of a configuration that says more (a demo's, a search's)."""
+    return Config(**{section.name: getattr(config, section.name) for section in fields(Config)})
 
 
 _IDENTITY_SECTIONS = ("model", "loss", "optim", "schedule", "sampler", "augment", "train")

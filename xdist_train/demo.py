@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +20,7 @@ from dataloading.config import PackConfig
 from dataloading.packing.output import refuse_taken_store
 from dataloading.packing.pack import run_pack
 from dataloading.packing.phantom import PhantomConfig, run_phantom
-from xdist_train.config import Config, read_recipe
+from xdist_train.config import Config, narrow, read_recipe
 from xdist_train.training.launch import LaunchResult, launch
 
 __all__ = ["run_demo"]
@@ -31,10 +31,6 @@ class _DemoConfig(Config):
     """A run, and the images that it is for."""
 
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
-
-    def run_config(self) -> Config:
-        """What the run itself is told, and writes down."""
-        return Config(**{section.name: getattr(self, section.name) for section in fields(Config)})
 
 
 def run_demo(out: str, overrides: Sequence[str], console: Console, command: str) -> LaunchResult:
@@ -59,7 +55,7 @@ def run_demo(out: str, overrides: Sequence[str], console: Console, command: str)
         _draw(images, config.phantom, console)
         _pack(images, packed, console)
     console.print("3/3 training on 2 Ray workers ...", highlight=False)
-    return launch(config.run_config(), command=command, console=console, label="demo")
+    return launch(narrow(config), command=command, console=console, label="demo")
 
 
 def _resolve(packed: Store, runs: Store, overrides: Sequence[str]) -> _DemoConfig:

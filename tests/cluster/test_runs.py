@@ -70,6 +70,6 @@ def test_runs_are_listed_and_opened(tmp_path: Path) -> None:
     folder.publish_json("run.json", {"status": "running"})
     (tmp_path / "other").mkdir()
     assert list(list_runs(str(tmp_path))) == [("run", {"status": "running"})]
-    assert open_run(str(tmp_path / "run")).read_run() == {"status": "running"}
+    assert open_run(str(tmp_path / "run")).read_record() == {"status": "running"}
     with pytest.raises(InputError, match="no run folder"):
         open_run(str(tmp_path / "other"))

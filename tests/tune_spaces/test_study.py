@@ -12,8 +12,8 @@ import pytest
 
 from cluster.errors import InputError
 from tests.tune_spaces.written import EVERYTHING, write_space
-from tune_spaces.study import SAMPLERS, Asked, Study, open_study
 from tune_spaces.space import Space
+from tune_spaces.study import SAMPLERS, Asked, Study, open_study
 from xdist_train.config import resolve_config
 
 _EVERYTHING = write_space(EVERYTHING)

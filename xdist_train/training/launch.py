@@ -19,6 +19,7 @@ from cluster.config import dump_yaml
 from cluster.errors import InputError, RunFailedError, StoppedError, XdistError
 from cluster.runs import CONFIG, RunFolder, evaluation_key
 from cluster.session import ClusterResources, cluster_resources, connect
+from cluster.store import Store
 from dataloading.dataset import SPLITS
 from xdist_train.config import Config, identity_digest
 from xdist_train.training.job import Job, build_trainer, wait_limit
@@ -34,7 +35,7 @@ from xdist_train.training.preflight import (
     with_absolute_paths,
 )
 from xdist_train.training.record import RunRecord, first_record
-from xdist_train.training.watch import StopWish, Watch
+from xdist_train.training.watch import Guide, StopWish, Watch
 
 __all__ = ["LaunchResult", "launch"]
 
@@ -49,12 +50,24 @@ class LaunchResult:
     seconds: dict[str, float]
 
 
-def launch(config: Config, *, command: str, console: Console, label: str = "run") -> LaunchResult:
+def launch(
+    config: Config,
+    *,
+    command: str,
+    console: Console,
+    label: str = "run",
+    place: Store | None = None,
+    parent: str = "",
+    guide: Guide | None = None,
+) -> LaunchResult:
     """Train, evaluate and record one run.
 
     Args:
         command: what the user typed, for `run.json`.
         label: start of an automatic run name, usually the recipe's.
+        place: where the run folder lies, if not directly in `storage.uri`.
+        parent: what the run is a part of (a search), for `run.json`.
+        guide: hears of the run and may end it; what it ends as pruned is no error.
 
     Raises:
         InputError: something the user gave cannot work; nothing was written.
@@ -62,7 +75,7 @@ def launch(config: Config, *, command: str, console: Console, label: str = "run"
         StoppedError: the run was asked to stop and left a checkpoint.
     """
     config = with_absolute_paths(config)
-    prepared = prepare(config, label)
+    prepared = prepare(config, label, place)
     if already_finished(prepared, config):
         said = f"run {prepared.folder.name!r} has already finished; nothing to do."
         console.print(said, highlight=False, markup=False)
@@ -73,17 +86,19 @@ def launch(config: Config, *, command: str, console: Console, label: str = "run"
         check_nodes(ray, config, prepared)
         if wish.asked:
             raise StoppedError("stopped before the run began; nothing was written.")
-        record = _claim(config, prepared, command, resources, use_gpu)
+        record = _claim(config, prepared, command, parent, resources, use_gpu)
         console.print(f"run folder: {prepared.folder.store.uri}", highlight=False, markup=False, soft_wrap=True)
         monitor = _start_monitor(ray, record.folder)
         wait_s = wait_limit(config.scale, resources)
-        watch = Watch(ray, monitor, config, record, line, wish, use_gpu=use_gpu, wait_s=wait_s)
+        watch = Watch(ray, monitor, config, record, line, wish, guide, use_gpu=use_gpu, wait_s=wait_s)
         build = partial(build_trainer, config, prepared, monitor, use_gpu=use_gpu, wait_s=wait_s)
         _train(ray, build, monitor, record, watch, wish)
     return _result(prepared.folder, record.values)
 
 
-def _claim(config: Config, prepared: Prepared, command: str, resources: ClusterResources, use_gpu: bool) -> RunRecord:
+def _claim(
+    config: Config, prepared: Prepared, command: str, parent: str, resources: ClusterResources, use_gpu: bool
+) -> RunRecord:
     folder = prepared.folder
     number = folder.claim_new() if config.run.resume == "never" else folder.claim()
     if not number:
@@ -93,6 +108,7 @@ def _claim(config: Config, prepared: Prepared, command: str, resources: ClusterR
         folder,
         prepared.earlier,
         command=command,
+        parent=parent or None,
         fingerprint=prepared.dataset.info.fingerprint,
         split=config.data.split,
         identity_digest=identity_digest(prepared.identity),
@@ -148,7 +164,9 @@ def _conclude(job: Job, view: MonitorView, record: RunRecord, watch: Watch, seco
         "group_starts": view.group_starts,
     }
     if failure and failure.kind == STOPPED:
-        record.end("stopped", **common)
+        record.end(watch.stopped_as, **common)
+        if watch.stopped_as == "pruned":
+            return
         raise StoppedError(
             f"run {record.folder.name!r} was stopped while it had no workers; its last checkpoint is as it was. "
             f"The same command with run.name={record.folder.name} run.resume=auto goes on."
@@ -157,9 +175,10 @@ def _conclude(job: Job, view: MonitorView, record: RunRecord, watch: Watch, seco
         record.end("failed", reason={"kind": failure.kind, "message": failure.message}, **common)
         error = InputError(failure.message) if failure.kind == "bad_input" else None
         raise error or RunFailedError(failure.kind, failure.message)
+    stopped = summary["status"] == "stopped"
     tests = record.values["test_evaluations"] + ("test" in summary["evaluated"])
     record.end(
-        summary["status"],
+        watch.stopped_as if stopped else summary["status"],
         selected=summary["selection"],
         epochs=summary["epochs"],
         samples=summary["samples"],
@@ -168,7 +187,7 @@ def _conclude(job: Job, view: MonitorView, record: RunRecord, watch: Watch, seco
         test_evaluations=tests,
         **common,
     )
-    if summary["status"] == "stopped":
+    if stopped and watch.stopped_as == "stopped":
         raise StoppedError(
             f"run {record.folder.name!r} stopped at epoch {summary['epochs'] + 1}, behind a checkpoint. "
             f"The same command with run.name={record.folder.name} run.resume=must goes on."

@@ -13,7 +13,7 @@ import torch
 from cluster.errors import InputError
 from cluster.runs import RunFolder
 from cluster.session import ClusterResources, on_each_node
-from cluster.store import open_store
+from cluster.store import Store, open_store
 from dataloading.dataset import Dataset, open_dataset
 from dataloading.loading.cache import cache_root, count_classes, open_split
 from dataloading.loading.plan import StepPlan
@@ -24,7 +24,15 @@ from xdist_train.models.weights import StoredWeights, read_weights, require_fit,
 from xdist_train.training.node_check import NodeCheck
 from xdist_train.training.optim import build_schedule
 
-__all__ = ["Prepared", "already_finished", "check_fit", "check_nodes", "prepare", "with_absolute_paths"]
+__all__ = [
+    "Prepared",
+    "already_finished",
+    "check_fit",
+    "check_network",
+    "check_nodes",
+    "prepare",
+    "with_absolute_paths",
+]
 
 _NODE_CHECK_S = 60.0
 
@@ -41,8 +49,12 @@ class Prepared:
     weights: StoredWeights | None
 
 
-def prepare(config: Config, label: str) -> Prepared:
+def prepare(config: Config, label: str, place: Store | None = None) -> Prepared:
     """All checks that need no cluster.
+
+    Args:
+        label: start of an automatic run name.
+        place: where the run folder lies; None is `storage.uri`.
 
     Raises:
         InputError: something the user gave cannot work.
@@ -51,14 +63,15 @@ def prepare(config: Config, label: str) -> Prepared:
         raise InputError("data.uri is not set: give the packed dataset to train on, data.uri=FOLDER.")
     dataset = open_dataset(config.data.uri)
     name = config.run.name or f"{label}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = RunFolder(open_store(config.storage.uri).child(name), driver=uuid.uuid4().hex)
-    earlier = _check_name(config, folder)
+    place = place or open_store(config.storage.uri)
+    folder = RunFolder(place.child(name), driver=uuid.uuid4().hex)
+    earlier = _check_name(config, folder, place)
     micro = config.train.micro_batch_size or int(earlier.get("micro_batch_size") or _micro_batch_size(config))
     same = identity(config, dataset.info.fingerprint, micro)
     _check_identity(folder.name, earlier, same)
     _check_splits(config, dataset, micro)
     build_schedule(config.schedule, 1, config.train.epochs)
-    weights = _check_model(config, len(dataset.info.classes))
+    weights = check_network(config, len(dataset.info.classes))
     return Prepared(dataset, folder, earlier, micro, same, weights)
 
 
@@ -76,17 +89,17 @@ def with_absolute_paths(config: Config) -> Config:
     )
 
 
-def _check_name(config: Config, folder: RunFolder) -> dict[str, Any]:
+def _check_name(config: Config, folder: RunFolder, place: Store) -> dict[str, Any]:
     """What `run.json` said before this start; empty for a new run."""
     exists = folder.exists()
     if exists and config.run.resume == "never":
         raise InputError(
-            f"run.name {folder.name!r} is taken in {config.storage.uri!r}. Choose another name, "
+            f"run.name {folder.name!r} is taken in {place.uri!r}. Choose another name, "
             "or go on with it by run.resume=auto."
         )
     if not exists and config.run.resume == "must":
-        raise InputError(f"run.resume=must, but there is no run {folder.name!r} in {config.storage.uri!r}.")
-    return folder.read_run()
+        raise InputError(f"run.resume=must, but there is no run {folder.name!r} in {place.uri!r}.")
+    return folder.read_record()
 
 
 def _micro_batch_size(config: Config) -> int:
@@ -127,7 +140,7 @@ def _check_splits(config: Config, dataset: Dataset, micro_batch_size: int) -> No
         )
 
 
-def _check_model(config: Config, num_classes: int) -> StoredWeights | None:
+def check_network(config: Config, num_classes: int) -> StoredWeights | None:
     """The network can be built, takes images of this size, and its first weights fit: by shapes alone."""
     with torch.device("meta"):
         model = build_model(config.model, num_classes)

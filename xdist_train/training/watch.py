@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from cluster.errors import StoreError, StoreRefusedError
 from cluster.runs import StaleDriverError
@@ -17,7 +17,7 @@ from xdist_train.training.live import LiveLine
 from xdist_train.training.messages import MonitorView
 from xdist_train.training.record import RunRecord
 
-__all__ = ["StopWish", "Watch"]
+__all__ = ["Guide", "StopWish", "Watch"]
 
 _POLL_S = 0.5
 _CLUSTER_S = 2.0
@@ -46,6 +46,13 @@ class StopWish:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+class Guide(Protocol):
+    """On whose behalf a run is launched, if not a user's: sees it go on, and may end it."""
+
+    def look(self, view: MonitorView) -> Literal["stopped", "pruned"] | None:
+        """Called about twice a second and once at the end; a status ends the run behind a checkpoint, with it."""
+
+
 class Watch:
     """One run as its driver sees it, over all jobs that it takes."""
 
@@ -57,13 +64,14 @@ class Watch:
         record: RunRecord,
         line: LiveLine,
         wish: StopWish,
+        guide: Guide | None = None,
         *,
         use_gpu: bool,
         wait_s: float,
     ) -> None:
         self._ray, self._monitor, self._config = ray, monitor, config
         self._record, self._line, self._wish = record, line, wish
-        self._use_gpu, self._wait_s = use_gpu, wait_s
+        self._guide, self._use_gpu, self._wait_s = guide, use_gpu, wait_s
         self._hangs = HangWatch(ray, monitor, config.failure.hang_s)
         self._node = ray.get_runtime_context().get_node_id()
         self._earlier = dict(record.values)
@@ -72,6 +80,8 @@ class Watch:
         self._told_of_store = self._stop_sent = False
         self.worker_seconds = 0.0
         """Seconds of work of all workers together."""
+        self.stopped_as: Literal["stopped", "pruned"] = "stopped"
+        """The status of a run that ends because it was asked to."""
         self.moving = False
         """Whether the job ends because a node of its workers is about to go: another one is to take over."""
 
@@ -90,12 +100,14 @@ class Watch:
             self.worker_seconds += (now - before) * len(view.beats)
             before = now
         view = self._view()
+        self._heed_guide(view)
         self._line.show(view)
         return view
 
     def look(self) -> MonitorView:
         """One look: draw, record, and act on what is wrong."""
         view = self._view()
+        self._heed_guide(view)
         if self._wish.asked and not self._stop_sent:  # also where a move has asked for a stop that is not for good
             self._stop_sent = True
             self._ray.get(self._monitor.ask_stop.remote())
@@ -114,6 +126,11 @@ class Watch:
             "groups": [*self._earlier["groups"], *view.groups],
             "notes": [*self._earlier["notes"], *view.notes],
         }
+
+    def _heed_guide(self, view: MonitorView) -> None:
+        status = self._guide.look(view) if self._guide else None
+        if status and not self._wish.asked:
+            self.stopped_as, self._wish.asked = status, True
 
     def _write(self, view: MonitorView) -> None:
         try:
