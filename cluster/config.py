@@ -138,8 +138,8 @@ def to_dict(config: object) -> dict[str, Any]:
 
 
 def dump_yaml(config: object) -> str:
-    """A resolved config as YAML text that `read_layer` takes back."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+    """A resolved config, or nested plain values, as YAML text that `read_layer` takes back."""
+    return OmegaConf.to_yaml(OmegaConf.create(config if isinstance(config, dict) else to_dict(config)))
 
 
 def digest(values: object) -> str:

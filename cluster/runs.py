@@ -105,8 +105,9 @@ class RunFolder:
             return
         owner = self.store.read_json(f"{ATTEMPTS}/{newest:04d}.json")
         if owner["driver"] != self.driver:
+            what = self.record.removesuffix(".json")
             raise StaleDriverError(
-                f"{self.record.removesuffix('.json')} {self.name!r} was taken over by attempt {newest} on host {owner['host']}; "
+                f"{what} {self.name!r} was taken over by attempt {newest} on host {owner['host']}; "
                 "this start no longer owns it and has published nothing since."
             )
 

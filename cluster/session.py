@@ -23,9 +23,11 @@ __all__ = [
     "connect",
     "draining_nodes",
     "free_resources",
+    "hide_node_messages",
     "on_each_node",
     "on_nodes",
     "set_start_limit",
+    "worker_slots",
 ]
 
 # What Ray is told on every driver: short polls so that the end of a run is seen at once; the rest is noise.
@@ -190,6 +192,25 @@ def cluster_resources(ray: Any) -> ClusterResources:
         nodes=len(nodes),
         autoscaling=bool(limits),
     )
+
+
+def hide_node_messages() -> None:
+    """No words of Ray's nodes on this driver's terminal, e.g. that many processes were started."""
+    from ray._private import worker
+
+    worker._worker_logs_enabled = False
+
+
+def worker_slots(ray: Any, resources: ClusterResources, cpus: float, gpus: float) -> int:
+    """Worker processes of this size that the cluster could hold at once; a worker lies on one node."""
+    if resources.autoscaling:
+        return _fitting({"CPU": resources.cpus, "GPU": resources.gpus}, cpus, gpus)
+    return sum(_fitting(node["Resources"], cpus, gpus) for node in ray.nodes() if node["Alive"])
+
+
+def _fitting(have: Mapping[str, float], cpus: float, gpus: float) -> int:
+    needs = {"CPU": cpus, "GPU": gpus}
+    return int(min(have.get(kind, 0.0) // need for kind, need in needs.items() if need))
 
 
 def _autoscaler_limits() -> dict[str, float]:

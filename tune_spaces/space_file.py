@@ -50,7 +50,7 @@ from tune_spaces.domains import Choice, Range, label
 from tune_spaces.space import Condition, Conditions, Leaf, Located, Space, Spec, leaves, value_at, values_layer
 from xdist_train.config import Config
 
-__all__ = ["build_space", "read_space", "space_names"]
+__all__ = ["build_space", "read_space", "samples", "space_names"]
 
 _KINDS = {
     # kind: (whole numbers, logarithmic)
@@ -69,6 +69,9 @@ _NOUNS = {
     str: "text (choice)",
     list: "lists (choice)",
 }
+# What makes figures comparable, and what a search decides itself.
+_SAME_SECTIONS = ("run", "data", "storage", "evaluate")
+_SAME_KEYS = ("train.metric",)
 # Values of a large range of whole numbers that are looked at.
 _MOST_COMPARED = 1000
 # The source of the layer with a trial's values, while they are tried against the config.
@@ -150,6 +153,8 @@ class _Reader:
                 yield from self._entries(node, f"{key}.")
 
     def _key(self, key: str) -> Spec:
+        if key.partition(".")[0] in _SAME_SECTIONS or key in _SAME_KEYS:
+            raise self._error(key, "is the same in all trials, which could not be compared otherwise. Take it out")
         if key in self._reading:
             cycle = " -> ".join([*self._reading[self._reading.index(key) :], key])
             raise self._error(key, f"depends on itself ({cycle}). Take one `by` out")
@@ -276,7 +281,19 @@ def _refuse_impossible_values(space: Space, layers: Sequence[Layer]) -> None:
     What else the configuration needs is the recipe's own where it lies in the space, else the first that is there:
     some values are possible only beside others (`loss.class_weights=list` with its weights).
     """
-    own = space.locate(load_config(Config, layers))
+    for key, values in samples(space, space.locate(load_config(Config, layers))):
+        _try(space, key, values, layers)
+
+
+def samples(space: Space, own: Located) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Whole trials that hold, all together, every choice and both ends of every range in every case.
+
+    Args:
+        own: where the recipe lies; its values stand beside the one that a sample is for.
+
+    Yields:
+        The key that the sample is for, and the trial's values.
+    """
     for key, spec in space.specs.items():
         for conditions, leaf in leaves(spec):
             forced = next(_reach(space, conditions, {}), None)
@@ -284,7 +301,7 @@ def _refuse_impossible_values(space: Space, layers: Sequence[Layer]) -> None:
                 _refuse_unreachable(space, key, conditions)
                 continue
             for value in leaf.domain.must_be_possible():
-                _try(space, key, _complete(space, {**forced, key: value}, own), layers)
+                yield key, _complete(space, {**forced, key: value}, own)
 
 
 def _try(space: Space, key: str, values: Mapping[str, Any], layers: Sequence[Layer]) -> None:

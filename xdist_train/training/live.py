@@ -14,7 +14,7 @@ from rich.text import Text
 from cluster.terminal import printable
 from xdist_train.training.messages import MonitorView, Progress
 
-__all__ = ["LiveLine", "live_line", "progress_text"]
+__all__ = ["LiveLine", "duration_text", "live_line", "phase_text", "progress_text"]
 
 _WAITING_SAID_S = 15.0
 
@@ -25,10 +25,18 @@ def progress_text(progress: Progress, left_s: float | None) -> str:
         f"epoch {progress.epoch + 1}/{progress.epochs}  step {progress.step}/{progress.steps_per_epoch}  "
         f"loss {progress.loss:.4f}  {progress.images_per_s:,.0f} images/s  data wait {progress.data_wait_share:.0%}"
     )
-    return text if left_s is None else f"{text}  {_duration(left_s)} left"
+    return text if left_s is None else f"{text}  {duration_text(left_s)} left"
 
 
-def _duration(seconds: float) -> str:
+def phase_text(view: MonitorView) -> str:
+    """What a run does, in words."""
+    if view.stopping:
+        return "stopping behind a checkpoint"
+    return "starting workers" if view.waiting_s is not None else view.phase
+
+
+def duration_text(seconds: float) -> str:
+    """1:05 or 2:00:07."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -60,7 +68,7 @@ class LiveLine:
             text = waiting or self._line(view)
             self.live.update(Text(text, overflow="ellipsis", no_wrap=True))
         else:
-            self._say(waiting, self._phase_of(view))
+            self._say(waiting, phase_text(view))
 
     def _say(self, waiting: str, phase: str) -> None:
         """Where lines stay: a phase as it begins, and what is waited for, again and again but not often."""
@@ -72,14 +80,9 @@ class LiveLine:
             self.console.print(phase, highlight=False, markup=False)
             self._phase = phase
 
-    def _phase_of(self, view: MonitorView) -> str:
-        if view.stopping:
-            return "stopping behind a checkpoint"
-        return "starting workers" if view.waiting_s is not None else view.phase
-
     def _line(self, view: MonitorView) -> str:
-        if view.progress is None or self._phase_of(view) != "training":
-            return f"{self._phase_of(view)} ..."
+        if view.progress is None or phase_text(view) != "training":
+            return f"{phase_text(view)} ..."
         return progress_text(view.progress, self._left_s(view.progress))
 
     def _left_s(self, progress: Progress) -> float | None:

@@ -28,6 +28,7 @@ __all__ = [
     "Prepared",
     "already_finished",
     "check_fit",
+    "check_identity",
     "check_network",
     "check_nodes",
     "prepare",
@@ -68,7 +69,7 @@ def prepare(config: Config, label: str, place: Store | None = None) -> Prepared:
     earlier = _check_name(config, folder, place)
     micro = config.train.micro_batch_size or int(earlier.get("micro_batch_size") or _micro_batch_size(config))
     same = identity(config, dataset.info.fingerprint, micro)
-    _check_identity(folder.name, earlier, same)
+    check_identity(folder.name, earlier, same)
     _check_splits(config, dataset, micro)
     build_schedule(config.schedule, 1, config.train.epochs)
     weights = check_network(config, len(dataset.info.classes))
@@ -106,7 +107,8 @@ def _micro_batch_size(config: Config) -> int:
     return -(-config.train.batch_size // config.scale.most)
 
 
-def _check_identity(name: str, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+def check_identity(name: str, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to go on under another identity than the one in an earlier record."""
     before = earlier.get("identity", now)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if not changed:

@@ -1,4 +1,7 @@
-"""`run.json`: what a run is, how it stands and what of it may be read. Written by the driver, always whole."""
+"""`run.json`: what a run is, how it stands and what of it may be read. Written by the driver, always whole.
+
+A search's `search.json` is kept in the same way.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ import os
 import platform
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cluster.runs import RUN, RUN_SCHEMA, RunFolder
+from cluster.runs import RUN_SCHEMA, RunFolder
 from cluster.store import open_store
 
 __all__ = ["RunRecord", "code_revision", "versions"]
@@ -34,7 +37,7 @@ class RunRecord:
     @cached_property
     def _quick(self) -> RunFolder:
         """The same folder for one who cannot wait for a storage that is away."""
-        return RunFolder(open_store(self.folder.store.uri, _QUICK_RETRY_S), self.folder.driver)
+        return replace(self.folder, store=open_store(self.folder.store.uri, _QUICK_RETRY_S))
 
     def write(self, **changes: Any) -> None:
         """Change values and publish the whole."""
@@ -55,7 +58,7 @@ class RunRecord:
     def _publish(self, folder: RunFolder, changes: dict[str, Any]) -> None:
         self.values |= {**changes, "heartbeat": time.time()}
         self._tried, self._failed = time.monotonic(), True
-        folder.publish_json(RUN, self.values)
+        folder.publish_json(folder.record, self.values)
         self._failed = False
 
     def end(self, status: str, **changes: Any) -> None:

@@ -1,0 +1,60 @@
+"""The configuration of a search: that of a run, and what is searched, how and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from xdist_train.config import Config
+
+__all__ = ["SearchConfig", "TuneConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How a search goes, and when it ends: at the first of its limits."""
+
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """Who picks configurations: Optuna's TPE, chance, or every combination."""
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    """What stops a trial early."""
+    trials: int = 20
+    """Configurations tried; 0 has no limit."""
+    hours: float = 0.0
+    """Hours of search, over all its starts; trials at work then end behind their epoch. 0 has no limit."""
+    gpu_hours: float = 0.0
+    """The same, of all workers' GPUs together."""
+    seed: int = 0
+    """Seed of the sampler."""
+    num_points: int = 3
+    """`grid`: points of a range."""
+    grace_epochs: int = 1
+    """`asha` and `median`: epochs that every trial may run."""
+    reduction_factor: int = 3
+    """`asha`: one of so many trials goes on, each time that the epochs have grown by this factor."""
+    concurrency: int = 0
+    """Trials at a time; 0 is as many as the cluster has room for."""
+    repeat_top: int = 0
+    """Trained again with other seeds at the end: so many of the best."""
+    repeat_seeds: int = 3
+    """Seeds of each of these in all, the trial's own with them."""
+
+    def __post_init__(self) -> None:
+        limits = {"trials": 0, "hours": 0, "gpu_hours": 0, "seed": 0, "num_points": 1, "grace_epochs": 1}
+        limits |= {"reduction_factor": 2, "concurrency": 0, "repeat_top": 0, "repeat_seeds": 2}
+        for name, limit in limits.items():
+            value = getattr(self, name)
+            if not value >= limit:
+                raise ValueError(f"search.{name} must be {limit} or more, not {value}")
+        if not (self.trials or self.hours or self.gpu_hours or self.sampler == "grid"):
+            raise ValueError("search.trials=0 has no end: give search.hours or search.gpu_hours")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(Config):
+    """A run as every trial is, and the search over it."""
+
+    space: str = ""
+    """A shipped space, or the path of a YAML file."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """How it is searched."""

@@ -1,0 +1,346 @@
+"""A recipe and a space become a search: checks, connection, claim, trials, and what the search leaves.
+
+Everything that can be refused is refused before anything is written.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cluster.config import Layer, load_config, parse_overrides, to_dict
+from cluster.errors import InputError, RunFailedError, StoppedError, StoreError, XdistError
+from cluster.runs import RUN, SEARCH, RunFolder, evaluation_key
+from cluster.session import cluster_resources, connect, draining_nodes, hide_node_messages, worker_slots
+from cluster.store import open_store
+from tune_spaces import ledger
+from tune_spaces.board import Board
+from tune_spaces.config import TuneConfig
+from tune_spaces.leaderboard import Leaderboard
+from tune_spaces.live import SearchView, estimate_left, search_view
+from tune_spaces.search import Plan, Search
+from tune_spaces.space import Space, values_layer
+from tune_spaces.space_file import read_space, samples, space_names
+from tune_spaces.study import open_study
+from xdist_train.config import Config, RunConfig, narrow, read_recipe
+from xdist_train.evidence.evaluation import run_evaluation
+from xdist_train.training.early_stopping import lower_is_better
+from xdist_train.training.preflight import (
+    Prepared,
+    check_fit,
+    check_identity,
+    check_network,
+    check_nodes,
+    prepare,
+    with_absolute_paths,
+)
+from xdist_train.training.record import RunRecord, code_revision, versions
+from xdist_train.training.watch import StopWish
+
+__all__ = ["SearchResult", "run_search"]
+
+_LOOK_S = 0.5
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Where a finished search lies, and what it found."""
+
+    uri: str
+    board: Leaderboard
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draft:
+    """A search as far as it can be checked without Ray."""
+
+    recipe: str
+    tune: TuneConfig
+    config: Config
+    space: Space
+    prepared: Prepared
+    folder: RunFolder
+    earlier: dict[str, Any]
+
+
+def run_search(recipe: str, overrides: Sequence[str], *, command: str, console: Console) -> SearchResult:
+    """Search a space over a recipe.
+
+    Args:
+        recipe: shipped name, or path.
+        overrides: `key=value`: `space`, `search.*`, and settings that all trials share.
+        command: what the user typed.
+
+    Raises:
+        InputError: something the user gave cannot work; nothing was written.
+        RunFailedError: no trial finished.
+        StoppedError: the search was asked to stop; the same command with run.resume=must goes on.
+    """
+    draft = _draft(recipe, overrides)
+    with (
+        tempfile.TemporaryDirectory(prefix="xdist-search-") as scratch,
+        connect() as ray,
+        search_view(console) as view,
+        StopWish() as wish,
+    ):
+        hide_node_messages()
+        plan = _plan(ray, draft)
+        journal = Path(scratch) / ledger.JOURNAL
+        ledger.fetch_journal(draft.folder, journal)
+        study = open_study(
+            draft.space,
+            plan.located.params,
+            sampler=plan.search.sampler,
+            scheduler=plan.search.scheduler,
+            direction=plan.direction,
+            seed=plan.search.seed,
+            num_points=plan.search.num_points,
+            grace_epochs=plan.search.grace_epochs,
+            reduction_factor=plan.search.reduction_factor,
+            journal=journal,
+        )
+        if wish.asked:
+            raise StoppedError("stopped before the search began; nothing was written.")
+        record = _claim(draft, plan, command)
+        console.print(f"search folder: {record.folder.store.uri}", highlight=False, markup=False, soft_wrap=True)
+        with _ended_in_words(record):
+            search = Search(plan, study, record, journal, changed=view.say)
+            _run(ray, search, view, wish, command)
+            board = _conclude(ray, search, plan, view)
+    return SearchResult(record.folder.store.uri, board)
+
+
+def _draft(recipe: str, overrides: Sequence[str]) -> _Draft:
+    """All checks that need no cluster."""
+    tune = load_config(TuneConfig, [read_recipe(recipe), *parse_overrides(overrides)])
+    if not tune.space:
+        raise InputError(
+            f"space is not set: give what to search, space=NAME. Spaces are: {', '.join(space_names())}; "
+            "or give the path of a YAML file."
+        )
+    config = with_absolute_paths(narrow(tune))
+    space = read_space(tune.space, [Layer(f"recipe {recipe}", to_dict(config))])
+    name = config.run.name or f"{Path(recipe).stem}-{Path(tune.space).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = RunFolder(open_store(config.storage.uri).child(name), driver=uuid.uuid4().hex, record=SEARCH)
+    earlier = _check_name(folder, config.run.resume)
+    probe = replace(config, run=RunConfig(name=f"check-{folder.driver}"))
+    prepared = prepare(probe, "check", folder.store.child(ledger.TRIALS))
+    check_identity(name, earlier, prepared.identity)
+    draft = _Draft(
+        recipe=recipe, tune=tune, config=config, space=space, prepared=prepared, folder=folder, earlier=earlier
+    )
+    _check_networks(draft)
+    return draft
+
+
+def _check_name(folder: RunFolder, resume: str) -> dict[str, Any]:
+    """What `search.json` said before this start; empty for a new search."""
+    if folder.store.exists(RUN):
+        raise InputError(f"run.name {folder.name!r}: {folder.store.uri} holds a run. Choose another name.")
+    exists = folder.exists()
+    if exists and resume == "never":
+        raise InputError(
+            f"run.name {folder.name!r} is taken: {folder.store.uri} holds a search. Choose another name, "
+            "or go on with it by run.resume=must."
+        )
+    if not exists and resume == "must":
+        raise InputError(f"run.resume=must, but there is no search in {folder.store.uri!r}.")
+    return folder.read_record()
+
+
+def _samples(draft: _Draft) -> Iterator[tuple[str, Config]]:
+    """Configurations that together hold all that the space may bring, with what to call each."""
+    base = Layer(f"recipe {draft.recipe}", to_dict(draft.config))
+    for key, values in samples(draft.space, draft.space.locate(draft.config)):
+        config = load_config(Config, [base, values_layer(values, draft.space.source)])
+        yield f"{draft.space.source}: {key}={values[key]}", with_absolute_paths(config)
+
+
+def _check_networks(draft: _Draft) -> None:
+    """Every network of the space can be built, and its first weights are there."""
+    seen = {(draft.config.model, draft.config.loader.image_size)}
+    for source, config in _samples(draft):
+        facts = (config.model, config.loader.image_size)
+        if facts not in seen:
+            seen.add(facts)
+            with _named(source):
+                check_network(config, len(draft.prepared.dataset.info.classes))
+
+
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    """An InputError of the block says where the value came from."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def _plan(ray: Any, draft: _Draft) -> Plan:
+    """The checks that need a cluster."""
+    resources, dataset = cluster_resources(ray), draft.prepared.dataset
+    use_gpu = check_fit(draft.config, dataset, resources)
+    slots = worker_slots(ray, resources, draft.config.scale.cpus_per_worker, 1.0 if use_gpu else 0.0)
+    room = slots // draft.config.scale.most
+    for source, config in _samples(draft):
+        if config.scale != draft.config.scale:
+            with _named(source):
+                gpu = check_fit(config, dataset, resources)
+            slots = worker_slots(ray, resources, config.scale.cpus_per_worker, 1.0 if gpu else 0.0)
+            room, use_gpu = min(room, slots // config.scale.most), use_gpu or gpu
+    if draft.tune.search.gpu_hours and not use_gpu:
+        raise InputError(
+            f"search.gpu_hours={draft.tune.search.gpu_hours:g}, but trials use no GPU here, so it would never be "
+            "reached. Give search.hours, or scale.use_gpu=yes on a cluster with GPUs."
+        )
+    check_nodes(ray, draft.config, draft.prepared)
+    return Plan(
+        name=draft.folder.name,
+        recipe=draft.recipe,
+        space=draft.tune.space,
+        config=draft.config,
+        search=draft.tune.search,
+        located=draft.space.locate(draft.config),
+        direction="minimize" if lower_is_better(draft.config.train.metric) else "maximize",
+        concurrency=draft.tune.search.concurrency or max(1, room),
+        use_gpu=use_gpu,
+    )
+
+
+def _claim(draft: _Draft, plan: Plan, command: str) -> RunRecord:
+    folder, earlier = draft.folder, draft.earlier
+    number = folder.claim_new() if draft.config.run.resume == "never" else folder.claim()
+    if not number:
+        raise InputError(f"run.name {folder.name!r} was taken by another start a moment ago. Choose another name.")
+    kept = {"seconds": 0.0, "complete": [], "best": None, "trials": [], "tested": []}
+    start = {"attempt": number, "concurrency": plan.concurrency, "started": time.time()}
+    record = RunRecord(
+        folder,
+        {
+            "schema": _SCHEMA,
+            "status": "running",
+            **{key: earlier.get(key, default) for key, default in kept.items()},
+            "command": command,
+            "recipe": plan.recipe,
+            "space": {"name": plan.space, "keys": draft.space.to_dict()},
+            "search": to_dict(plan.search),
+            "metric": plan.metric,
+            "direction": plan.direction,
+            "identity": draft.prepared.identity,
+            "fingerprint": draft.prepared.dataset.info.fingerprint,
+            "code_revision": code_revision(),
+            "versions": versions(),
+            "attempts": [*earlier.get("attempts", []), start],
+        },
+    )
+    record.write()
+    return record
+
+
+@contextmanager
+def _ended_in_words(record: RunRecord) -> Iterator[None]:
+    """An error that ends the block is kept in `search.json`, where it can be."""
+    try:
+        yield
+    except (StoppedError, RunFailedError):
+        raise
+    except BaseException as error:
+        with suppress(XdistError):
+            record.end("failed", reason=f"{type(error).__name__}: {error}")
+        raise
+
+
+def _run(ray: Any, search: Search, view: SearchView, wish: StopWish, command: str) -> None:
+    """Trials until there are no more, or a stop is asked for."""
+    from tune_spaces.tuner import TuneJob
+
+    board, told = _start_board(ray), False
+    here = ray.get_runtime_context().get_node_id()
+    failures = search.plan.config.failure.max_failures
+    job = TuneJob(ray, search, board, max_failures=failures, command=command)
+    while job.running(_LOOK_S):
+        if here in draining_nodes():
+            wish.asked = True
+        if wish.asked and not search.stopping:
+            search.stopping = True
+            ray.get(board.stop.remote())
+            view.say("stopping: trials at work end behind a checkpoint")
+        _show(ray, search, board, view)
+        try:
+            search.beat()
+        except StoreError as error:
+            if not told:
+                view.say(f"warning: search.json is not up to date: {error}")
+            told = True
+    _show(ray, search, board, view)
+
+
+def _start_board(ray: Any) -> Any:
+    """On the driver's node: it must not be lost with a worker's."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
+
+
+def _show(ray: Any, search: Search, board: Any, view: SearchView) -> None:
+    now, limits = search.board(), search.plan.search
+    left_s = None if search.stopping else estimate_left(now, limits.trials, limits.hours)
+    view.show(
+        now, ray.get(board.texts.remote()), left_s, str(limits.trials) if limits.trials else "all it has time for"
+    )
+
+
+def _conclude(ray: Any, search: Search, plan: Plan, view: SearchView) -> Leaderboard:
+    """The last word: the chosen configuration on test, once, and what is left to read."""
+    again = f"The same command with run.name={plan.name} run.resume=must goes on."
+    if search.stopping:
+        search.finish("stopped")
+        raise StoppedError(f"search {plan.name!r} stopped; its trials stopped behind checkpoints. {again}")
+    board = search.board("finished")
+    row = board.row(board.best)
+    if row is None:
+        search.finish("failed", reason="no trial finished")
+        raise RunFailedError("no_trial", _nothing_finished(board))
+    if plan.config.evaluate.test:
+        view.say(f"evaluating test, once, with the best: {row.name}")
+        view.show(board, {}, None, str(len(board.rows)))
+        board = replace(board, test=_test_figures(ray, search, plan, row.name))
+    search.publish()
+    search.finish("finished")
+    return board
+
+
+def _test_figures(ray: Any, search: Search, plan: Plan, name: str) -> dict[str, Any]:
+    """The chosen trial's figures on test: once, also over several starts, on a worker's resources."""
+    run = search.folder.store.child(ledger.TRIALS).child(name)
+    if evaluation_key("test") not in run.read_json(RUN)["complete"]:
+        scale, gpus = plan.config.scale, 1 if plan.use_gpu else 0
+        task = ray.remote(num_cpus=scale.cpus_per_worker, num_gpus=gpus)(_evaluate_on_test)
+        ray.get(task.remote(run.uri))
+        search.note_test(name)
+    return dict(run.read_json(evaluation_key("test")))
+
+
+def _evaluate_on_test(run_uri: str) -> None:
+    run_evaluation(run_uri, "test", "")
+
+
+def _nothing_finished(board: Leaderboard) -> str:
+    failed = [row for row in board.rows if row.status == "failed"]
+    reasons = "; ".join(f"{row.name}: {row.reason}" for row in failed[:3])
+    why = f"{len(failed)} failed ({reasons}{'; ...' if len(failed) > 3 else ''})" if failed else "none failed"
+    return (
+        f"no trial of search {board.name!r} came to its end, so nothing can be chosen: of {len(board.rows)} "
+        f"{why}, {sum(row.status == 'pruned' for row in board.rows)} stopped early. See leaderboard.csv in its folder."
+    )

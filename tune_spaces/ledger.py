@@ -1,0 +1,158 @@
+"""A search's folder: what is kept of it, what is read back after a kill, and the files that people open.
+
+    <storage>/<search>/search.json       status, settings, trials, best                    replaced whole
+                       journal.jsonl     Optuna's journal: what was asked and told         replaced whole, at each
+                       trials/<name>/    run folders, one a trial                          trial's start and end
+                       repeats/<name>/   run folders of the best with other seeds
+                       leaderboard.parquet .csv, report.html, best.yaml, tensorboard/
+
+Nothing in it is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.config import dump_yaml, parse_layer, to_dict
+from cluster.runs import CONFIG, METRICS, RUN, RunFolder
+from cluster.store import Store
+from tune_spaces.domains import label
+from tune_spaces.leaderboard import Leaderboard, Repeat, TrialRow, leaderboard_csv, leaderboard_parquet
+from xdist_train.config import Config
+
+__all__ = [
+    "BEST",
+    "JOURNAL",
+    "LEADERBOARD",
+    "REPEATS",
+    "REPORT",
+    "TENSORBOARD",
+    "TRIALS",
+    "best_recipe",
+    "epoch_figures",
+    "fetch_journal",
+    "publish_leaderboard",
+    "read_repeat",
+    "read_trial",
+    "trial_name",
+]
+
+JOURNAL, TRIALS, REPEATS = "journal.jsonl", "trials", "repeats"
+LEADERBOARD, BEST, REPORT, TENSORBOARD = "leaderboard.parquet", "best.yaml", "report.html", "tensorboard"
+_LONGEST_NAME = 40
+
+
+def trial_name(number: int, values: Mapping[str, Any]) -> str:
+    """A run folder's name that tells what the trial is: `0007-resnet50-lr0.0031-alpha0.5`."""
+    words = [f"{number:04d}", *(_word(key, value) for key, value in values.items())]
+    while len("-".join(words)) > _LONGEST_NAME:
+        words.pop()
+    return "-".join(words)
+
+
+def _word(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        text = value
+    else:
+        text = key.rpartition(".")[2] + (f"{value:.3g}" if isinstance(value, float) else label(value))
+    return re.sub(r"[^A-Za-z0-9._]+", "_", text).strip("_")
+
+
+def fetch_journal(folder: RunFolder, path: Path) -> None:
+    """The journal of an earlier start to a local file; nothing where there is none."""
+    if folder.store.exists(JOURNAL):
+        path.write_bytes(folder.store.read(JOURNAL))
+
+
+def epoch_figures(run: Store, metric: str) -> dict[int, float]:
+    """The metric on val by epochs done, from a run's history; what is not a number is left out."""
+    if not run.exists(METRICS):
+        return {}
+    rows = (json.loads(line) for line in run.read(METRICS).splitlines())
+    figures = {row["epoch"] + 1: row.get(f"val_{metric}") for row in rows if row["kind"] == "epoch"}
+    return {epochs: figure for epochs, figure in figures.items() if figure is not None and math.isfinite(figure)}
+
+
+def read_trial(
+    run: Store, metric: str, *, number: int, values: Mapping[str, Any], reason: str = "", ended: bool = True
+) -> TrialRow:
+    """A trial's row, from its run folder.
+
+    Args:
+        run: its folder, of which nothing need be there.
+        reason: what else is known of why it ended.
+        ended: whether it is known to be at work no more; then what has no end in its folder has failed.
+    """
+    record = dict(run.read_json(RUN)) if run.exists(RUN) else {}
+    status = record.get("status", "running")
+    if status == "running" and ended:
+        status, reason = "failed", reason or "its driver was lost, and no other took it over"
+    if status == "failed" and record.get("reason"):
+        reason = f"{record['reason']['kind']}: {record['reason']['message']}"
+    selected, seconds, curve = record.get("selected"), record.get("seconds", {}), epoch_figures(run, metric)
+    return TrialRow(
+        number=number,
+        name=run.name,
+        status=status,
+        reason=reason if status in ("failed", "pruned") else "",
+        values=dict(values),
+        figure=selected["value"] if selected else None,
+        selected_epoch=selected["epoch"] + 1 if selected else None,
+        epochs=max(record.get("epochs", 0), max(curve, default=0)),
+        curve=curve,
+        train_seconds=seconds.get("train", 0.0) + seconds.get("evaluate", 0.0),
+        worker_seconds=record.get("worker_seconds", 0.0),
+    )
+
+
+def read_repeat(run: Store, seed: int) -> Repeat:
+    """One more seed of a trial, from its run folder."""
+    record = dict(run.read_json(RUN)) if run.exists(RUN) else {}
+    selected = record.get("selected") if record.get("status") == "finished" else None
+    figure = selected["value"] if selected else None
+    return Repeat(name=run.name, seed=seed, figure=figure, worker_seconds=record.get("worker_seconds", 0.0))
+
+
+def publish_leaderboard(folder: RunFolder, board: Leaderboard) -> list[str]:
+    """The leaderboard's two files; their keys."""
+    table = LEADERBOARD.removesuffix(".parquet") + ".csv"
+    folder.publish(LEADERBOARD, leaderboard_parquet(board))
+    folder.publish(table, leaderboard_csv(board))
+    return [LEADERBOARD, table]
+
+
+def best_recipe(run: Store, board: Leaderboard, *, test: bool) -> bytes:
+    """`best.yaml`: the chosen trial's configuration as a recipe; training it gives the trial's figures again.
+
+    Args:
+        run: the chosen trial's folder.
+        test: the user's `evaluate.test`, which trials have off.
+    """
+    record = run.read_json(RUN)
+    values = dict(parse_layer(run.read(CONFIG), run.locate(CONFIG)).values)
+    kept = to_dict(Config())
+    for section in ("run", "storage"):
+        del values[section]
+    del values["loader"]["cache_dir"]
+    values["evaluate"]["test"] = test
+    values["train"]["micro_batch_size"] = record["micro_batch_size"]
+    values = {section: dict(_changed(values[section], kept[section])) for section in values}
+    row = board.row(run.name)
+    assert row is not None
+    figure = f"{board.metric} {row.figure:.4f} on val" if row.figure is not None else "no figure"
+    head = (
+        f"# xdist-train train {BEST}\n"
+        f"# The best of {len(board.rows)} configurations of search {board.name} (recipe {board.recipe}, space "
+        f"{board.space}).\n# Trial {row.name}: {figure}.\n"
+    )
+    return (head + dump_yaml({section: keys for section, keys in values.items() if keys})).encode()
+
+
+def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What is not as it is by default."""
+    return ((key, value) for key, value in values.items() if value != defaults[key])

@@ -1,0 +1,110 @@
+"""What a person watches while a search goes on: a table on a terminal, one line a trial where lines stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from cluster.terminal import printable
+from tune_spaces.leaderboard import Leaderboard, TrialRow
+from xdist_train.training.live import duration_text
+
+__all__ = ["SearchView", "estimate_left", "leaderboard_table", "search_view"]
+
+_SHOWN_BEST = 5
+_STATUS = {"finished": "finished", "pruned": "stopped early", "failed": "failed", "stopped": "stopped", "running": ""}
+
+
+class SearchView:
+    """Draws a search; what is said of trials stays, the table is overwritten."""
+
+    def __init__(self, console: Console, live: Live | None) -> None:
+        self._console, self._live = console, live
+        self._said: list[str] = []
+
+    def say(self, text: str) -> None:
+        """A line that stays, drawn with the next look; may be called from any thread."""
+        self._said.append(text)
+
+    def show(self, board: Leaderboard, texts: Mapping[str, str], left_s: float | None, limit: str) -> None:
+        """Draw what changed.
+
+        Args:
+            texts: where trials at work stand, by name.
+            left_s: estimate of the time left.
+            limit: what ends the search, in words.
+        """
+        while self._said:
+            self._console.print(printable(self._said.pop(0)), highlight=False, markup=False, soft_wrap=True)
+        if self._live:
+            self._live.update(Group(Text(_summary(board, left_s, limit)), _table(board, texts)))
+
+
+def _summary(board: Leaderboard, left_s: float | None, limit: str) -> str:
+    counts = {status: sum(row.status == status for row in board.rows) for status in ("finished", "pruned", "failed")}
+    best = board.row(board.best)
+    text = (
+        f"{board.name}: {sum(counts.values())} of {limit}  {counts['finished']} finished  "
+        f"{counts['pruned']} stopped early  {counts['failed']} failed"
+    )
+    if best and best.figure is not None:
+        text += f"  best {board.metric} {best.figure:.4f}"
+    text += f"  {duration_text(board.seconds)} so far"
+    return text if left_s is None else f"{text}, about {duration_text(left_s)} left"
+
+
+def _table(board: Leaderboard, texts: Mapping[str, str]) -> Table:
+    table = _empty_table(board.metric)
+    for row in board.rows:
+        if row.status == "running":
+            table.add_row("", row.name, Text(texts.get(row.name, "starting"), overflow="ellipsis", no_wrap=True), "")
+    for rank, row in enumerate([row for row in board.rows if row.figure is not None][:_SHOWN_BEST], start=1):
+        table.add_row(*_cells(rank, row))
+    return table
+
+
+def leaderboard_table(board: Leaderboard, limit: int = 10) -> Table:
+    """The best of a search, for a terminal."""
+    table = _empty_table(board.metric)
+    for rank, row in enumerate(board.rows[:limit], start=1):
+        table.add_row(*_cells(rank, row))
+    return table
+
+
+def _empty_table(metric: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "trial", "status", metric):
+        table.add_column(heading, justify="right" if heading in ("", metric) else "left", no_wrap=heading != "status")
+    return table
+
+
+def _cells(rank: int, row: TrialRow) -> tuple[str, str, str, str]:
+    figure = "-" if row.figure is None else f"{row.figure:.4f}"
+    if row.mean is not None and row.spread is not None:
+        figure = f"{figure}, over {len(row.figures)} seeds {row.mean:.4f} ± {row.spread:.4f}"
+    status = _STATUS[row.status] + (f" after epoch {row.epochs}" if row.status == "pruned" else "")
+    return str(rank), printable(row.name), status, figure
+
+
+@contextmanager
+def search_view(console: Console) -> Iterator[SearchView]:
+    """A SearchView for the block."""
+    if not console.is_terminal:
+        yield SearchView(console, None)
+        return
+    with Live(Text("connecting to Ray ..."), console=console, transient=True, refresh_per_second=2) as live:
+        yield SearchView(console, live)
+
+
+def estimate_left(board: Leaderboard, trials: int, hours: float) -> float | None:
+    """Seconds left by the pace of trials that ended, and by the hours that a search may take."""
+    ended = sum(row.status in ("finished", "pruned", "failed") for row in board.rows)
+    limits = [hours * 3600 - board.seconds] if hours else []
+    if trials and ended:
+        limits.append(board.seconds / ended * (trials - ended))
+    return max(0.0, min(limits)) if limits else None

@@ -1,0 +1,137 @@
+"""The Ray Tune side of a search: its trials as Tune trials, and Tune's words handed to the search.
+
+Tune starts, watches and shows trials; what to run is the search's word, and what came of it lies in run folders.
+A trial that is to end is told so by the board and ends by itself, behind a checkpoint and with its workers freed:
+Tune's own way kills its process. Tune's folder is scratch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from typing import Any
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from tune_spaces.board import EPOCH, FIGURE, TRIAL
+from tune_spaces.search import Search, Task
+from tune_spaces.trial import TrialOrder, run_trial
+
+__all__ = ["TuneJob"]
+
+# Nothing of a trial's process but a place on the head node, where the search's driver is: its workers take their own.
+_TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
+_LOST = "the process that drove it ended, again and again (out of memory?)"
+
+
+class TuneJob:
+    """`Tuner.fit()` in a thread, so that the main thread can draw and hear signals.
+
+    Args:
+        ray: connected.
+        board: the actor that trials ask.
+        max_failures: new starts of a trial whose process was lost.
+        command: what the user typed.
+    """
+
+    def __init__(self, ray: Any, search: Search, board: Any, *, max_failures: int, command: str) -> None:
+        self._searcher = _Asker(ray, search, board, command)
+        self._board, self._max_failures, self._search = board, max_failures, search
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._fit, name="ray-tune-fit", daemon=True)
+        self._thread.start()
+
+    def running(self, wait_s: float) -> bool:
+        """Wait at most so long for the end; whether it goes on.
+
+        Raises:
+            Exception: what ended it, if that was not the search.
+        """
+        self._thread.join(wait_s)
+        if self._error:
+            raise self._error
+        return self._thread.is_alive()
+
+    def _fit(self) -> None:
+        # Curves are in the run folders, in the search's and on the terminal.
+        os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        try:
+            with tempfile.TemporaryDirectory(prefix="xdist-tune-", ignore_cleanup_errors=True) as scratch:
+                self._build(scratch).fit()
+        except BaseException as error:  # noqa: BLE001 - the thread's entry point; the main thread raises it
+            self._error = error
+
+    def _build(self, scratch: str) -> tune.Tuner:
+        trainable = tune.with_resources(tune.with_parameters(run_trial, board=self._board), _TRIAL_RESOURCES)
+        return tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=self._searcher,
+                num_samples=-1,
+                reuse_actors=True,  # the next trial finds its imports done
+                trial_name_creator=lambda trial: trial.config[TRIAL],
+                trial_dirname_creator=lambda trial: trial.config[TRIAL],
+            ),
+            run_config=tune.RunConfig(
+                name=self._search.folder.name,
+                storage_path=scratch,
+                failure_config=tune.FailureConfig(max_failures=self._max_failures),
+                verbose=0,
+            ),
+        )
+
+
+class _Asker(Searcher):  # type: ignore[misc]  # Ray has no types
+    """Tune asks, the search answers."""
+
+    def __init__(self, ray: Any, search: Search, board: Any, command: str) -> None:
+        super().__init__()
+        self._ray, self._search, self._board, self._command = ray, search, board, command
+        self._names: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's config as Tune shows it; FINISHED at the end."""
+        task = self._search.next()
+        if task is None:
+            return None if self._search.live else Searcher.FINISHED
+        self._ray.get(self._board.give.remote(self._order(task)))
+        self._names[trial_id] = task.name
+        return {TRIAL: task.name}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """An epoch's end."""
+        if EPOCH not in result:
+            return
+        name = self._names[trial_id]
+        if self._search.report(name, result[EPOCH], result.get(FIGURE)):
+            self._ray.get(self._board.prune.remote(name))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """A trial's end, whatever it was."""
+        name = self._names.pop(trial_id)
+        reason = self._ray.get(self._board.take_reason.remote(name))
+        self._search.end(name, reason or (_LOST if error else ""))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, for the copy that Tune puts into its folder and nobody reads."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the search keeps its own."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the search keeps its own."""
+
+    def _order(self, task: Task) -> TrialOrder:
+        folder = self._search.folder
+        return TrialOrder(
+            name=task.name,
+            config=task.config,
+            place=folder.store.child(task.place).uri,
+            parent=folder.name,
+            command=self._command,
+        )
