@@ -35,6 +35,7 @@ __all__ = [
     "TRIALS",
     "best_recipe",
     "epoch_figures",
+    "events_key",
     "fetch_journal",
     "publish_leaderboard",
     "read_repeat",
@@ -44,7 +45,7 @@ __all__ = [
 
 JOURNAL, TRIALS, REPEATS = "journal.jsonl", "trials", "repeats"
 LEADERBOARD, BEST, REPORT, TENSORBOARD = "leaderboard.parquet", "best.yaml", "report.html", "tensorboard"
-_LONGEST_NAME = 40
+_LONGEST_NAME = 36
 
 
 def trial_name(number: int, values: Mapping[str, Any]) -> str:
@@ -61,6 +62,11 @@ def _word(key: str, value: Any) -> str:
     else:
         text = key.rpartition(".")[2] + (f"{value:.3g}" if isinstance(value, float) else label(value))
     return re.sub(r"[^A-Za-z0-9._]+", "_", text).strip("_")
+
+
+def events_key(name: str) -> str:
+    """A trial's events for TensorBoard."""
+    return f"{TENSORBOARD}/{name}/events.out.tfevents.0000000000.trial"
 
 
 def fetch_journal(folder: RunFolder, path: Path) -> None:

@@ -17,7 +17,13 @@ from xdist_train.training.live import duration_text
 __all__ = ["SearchView", "estimate_left", "leaderboard_table", "search_view"]
 
 _SHOWN_BEST = 5
-_STATUS = {"finished": "finished", "pruned": "stopped early", "failed": "failed", "stopped": "stopped", "running": ""}
+_STATUS = {
+    "finished": "finished",
+    "pruned": "stopped early",
+    "failed": "failed",
+    "stopped": "stopped",
+    "running": "at work",
+}
 
 
 class SearchView:
@@ -62,7 +68,7 @@ def _table(board: Leaderboard, texts: Mapping[str, str]) -> Table:
     table = _empty_table(board.metric)
     for row in board.rows:
         if row.status == "running":
-            table.add_row("", row.name, Text(texts.get(row.name, "starting"), overflow="ellipsis", no_wrap=True), "")
+            table.add_row("", row.name, texts.get(row.name, "starting"), "", "")
     for rank, row in enumerate([row for row in board.rows if row.figure is not None][:_SHOWN_BEST], start=1):
         table.add_row(*_cells(rank, row))
     return table
@@ -78,17 +84,19 @@ def leaderboard_table(board: Leaderboard, limit: int = 10) -> Table:
 
 def _empty_table(metric: str) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "trial", "status", metric):
-        table.add_column(heading, justify="right" if heading in ("", metric) else "left", no_wrap=heading != "status")
+    table.add_column("", justify="right")
+    table.add_column("trial", no_wrap=True)
+    table.add_column("status")
+    table.add_column("epochs", justify="right", no_wrap=True)
+    table.add_column(metric.replace("_", " "), justify="right")
     return table
 
 
-def _cells(rank: int, row: TrialRow) -> tuple[str, str, str, str]:
+def _cells(rank: int, row: TrialRow) -> tuple[str, str, str, str, str]:
     figure = "-" if row.figure is None else f"{row.figure:.4f}"
     if row.mean is not None and row.spread is not None:
-        figure = f"{figure}, over {len(row.figures)} seeds {row.mean:.4f} ± {row.spread:.4f}"
-    status = _STATUS[row.status] + (f" after epoch {row.epochs}" if row.status == "pruned" else "")
-    return str(rank), printable(row.name), status, figure
+        figure = f"{figure} ({row.mean:.4f} ± {row.spread:.4f}, {len(row.figures)} seeds)"
+    return str(rank), printable(row.name), _STATUS[row.status], str(row.epochs), figure
 
 
 @contextmanager

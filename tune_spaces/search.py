@@ -18,6 +18,7 @@ from cluster.errors import XdistError
 from cluster.runs import RunFolder
 from tune_spaces import ledger
 from tune_spaces.config import SearchConfig
+from tune_spaces.hparams import trial_events
 from tune_spaces.leaderboard import Leaderboard, Repeat, TrialRow, rank
 from tune_spaces.space import Located, values_layer
 from tune_spaces.study import Asked, Direction, Study
@@ -181,6 +182,7 @@ class Search:
             task = self._live.pop(name)
             if task.place == ledger.TRIALS:
                 self._settle(task.number, name, reason or self._pruned.get(name, ""))
+                self._publish_events(task.number)
             else:
                 self._note_repeats()
             self._keep_journal()
@@ -225,6 +227,11 @@ class Search:
                     self._published = recipe
                 keys.append(ledger.BEST)
             self.write(best=board.best, complete=sorted({*self._record.values["complete"], *keys}))
+
+    def _publish_events(self, number: int) -> None:
+        row = self._rows.get(number)
+        if row:
+            self.folder.publish(ledger.events_key(row.name), trial_events(row, self._plan.metric))
 
     def write(self, **changes: Any) -> None:
         """Change values of `search.json` and publish it."""

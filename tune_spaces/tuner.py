@@ -14,6 +14,7 @@ import threading
 from typing import Any
 
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from tune_spaces.board import EPOCH, FIGURE, TRIAL
@@ -80,9 +81,17 @@ class TuneJob:
                 name=self._search.folder.name,
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=self._max_failures),
+                callbacks=[_Silent()],
                 verbose=0,
             ),
         )
+
+
+class _Silent(TrialProgressCallback):  # type: ignore[misc]  # Ray has no types
+    """Takes the place of Tune's own, which prints a line a trial however quiet it is told to be."""
+
+    def _print(self, msg: str) -> None:
+        pass
 
 
 class _Asker(Searcher):  # type: ignore[misc]  # Ray has no types
