@@ -14,7 +14,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -107,7 +107,7 @@ def load_config(schema: type[Schema], layers: Sequence[Layer]) -> Schema:
     known = set(leaf_keys(schema))
     for layer in layers:
         _refuse_unknown_keys(layer, known)
-        config = _merge(config, layer)
+        config = _merge(schema, config, layer)
     try:
         return cast(Schema, OmegaConf.to_object(config))
     except (ValueError, OmegaConfBaseException) as error:
@@ -125,7 +125,7 @@ def convert_values(schema: type, layer: Layer) -> dict[str, Any]:
     """
     known = set(leaf_keys(schema))
     _refuse_unknown_keys(layer, known)
-    merged = _merge(OmegaConf.structured(schema), layer)
+    merged = _merge(schema, OmegaConf.structured(schema), layer)
     try:
         return {key: _plain(OmegaConf.select(merged, key)) for key in _given_keys(layer.values, known)}
     except OmegaConfBaseException as error:
@@ -153,11 +153,24 @@ def leaf_keys(schema: type) -> list[str]:
     return list(_leaf_keys(schema, ""))
 
 
-def _merge(config: Any, layer: Layer) -> Any:
+def _merge(schema: type, config: Any, layer: Layer) -> Any:
     try:
-        return OmegaConf.merge(config, OmegaConf.create(dict(layer.values)))
+        return OmegaConf.merge(config, OmegaConf.create(_as_words(schema, layer.values)))
     except OmegaConfBaseException as error:
         raise InputError(_type_error(layer, error)) from None
+
+
+def _as_words(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The words yes and no, which YAML reads as truth, back where a key takes them."""
+    hints = get_type_hints(schema)
+    found = dict(values)
+    for name, value in values.items():
+        hint = hints.get(name)
+        if isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            found[name] = _as_words(hint, value)
+        elif isinstance(value, bool) and "yes" in get_args(hint):
+            found[name] = "yes" if value else "no"
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -96,7 +96,7 @@ def _cells(rank: int, row: TrialRow) -> tuple[str, str, str, str, str]:
     figure = "-" if row.figure is None else f"{row.figure:.4f}"
     if row.mean is not None and row.spread is not None:
         figure = f"{figure} ({row.mean:.4f} ± {row.spread:.4f}, {len(row.figures)} seeds)"
-    return str(rank), printable(row.name), _STATUS[row.status], str(row.epochs), figure
+    return str(rank), printable(row.name), _STATUS.get(row.status, row.status), str(row.epochs), figure
 
 
 @contextmanager

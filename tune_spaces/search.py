@@ -6,6 +6,7 @@ Methods may be called from several threads.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -107,9 +108,9 @@ class Search:
         self._began, self._seconds_before = clock(), float(record.values["seconds"])
         self._rows: dict[int, TrialRow] = {}
         self._live: dict[str, Task] = {}
-        self._left: list[Asked] = []
+        self._left: list[Task] = []
         self._repeats: list[Task] | None = None
-        self._pruned: dict[str, str] = {}
+        self._verdicts: dict[str, str] = {}
         self._published: bytes | None = None
         self.stopping = False
         """Whether no more trials are to start."""
@@ -156,21 +157,30 @@ class Search:
             return task
 
     def report(self, name: str, epochs: int, figure: float | None) -> bool:
-        """A trial's metric after so many epochs; whether to stop it."""
+        """A trial's metric after so many epochs; whether it is to stop."""
         with self._lock:
             task = self._live[name]
-            if task.place != ledger.TRIALS or name in self._pruned:
-                return name in self._pruned
-            if figure is not None and figure == figure:
-                self._study.report(task.number, epochs, figure)
-            if epochs >= task.config.train.epochs:
-                return False
-            spent = self._spent()
-            if spent:
-                self._pruned[name] = spent
-            elif figure is not None and self._study.should_stop(task.number):
-                self._pruned[name] = f"{self._plan.search.scheduler} after epoch {epochs}"
-            return name in self._pruned
+            if task.place == ledger.TRIALS:
+                self._judge(task.number, name, epochs, figure, task.config.train.epochs)
+            return name in self._verdicts
+
+    def is_pruned(self, name: str) -> bool:
+        """Whether it was decided that a trial stops early."""
+        return name in self._verdicts
+
+    def _judge(self, number: int, name: str, epochs: int, figure: float | None, all_epochs: int) -> None:
+        """Each epoch of a trial is judged once, also over several starts, and none after a verdict."""
+        if name in self._verdicts:
+            return
+        new = figure is not None and math.isfinite(figure) and self._study.report(number, epochs, figure)
+        if epochs < all_epochs:
+            verdict = self._spent()
+            if not verdict and new and self._study.should_stop(number):
+                verdict = f"{self._plan.search.scheduler} after epoch {epochs}"
+            if verdict:
+                self._verdicts[name] = verdict
+                self._study.note_verdict(number, verdict)
+        self._keep_journal()
 
     def end(self, name: str, reason: str = "") -> None:
         """A trial is at work no more; what came of it is in its run folder.
@@ -181,7 +191,7 @@ class Search:
         with self._lock:
             task = self._live.pop(name)
             if task.place == ledger.TRIALS:
-                self._settle(task.number, name, reason or self._pruned.get(name, ""))
+                self._settle(task.number, name, reason or self._verdicts.get(name, ""))
                 self._publish_events(task.number)
             else:
                 self._note_repeats()
@@ -276,20 +286,26 @@ class Search:
         """What earlier starts left: rows of ended trials, reports of the others, which go on first."""
         for told in self._study.told():
             run = self._run(ledger.trial_name(told.number, told.values))
-            self._rows[told.number] = ledger.read_trial(
-                run, self._plan.metric, number=told.number, values=told.values, reason=told.reason
-            )
+            row = ledger.read_trial(run, self._plan.metric, number=told.number, values=told.values, reason=told.reason)
+            if row.status != told.status:  # finished without a figure
+                row = replace(row, status=told.status, reason=told.reason)
+            self._rows[told.number] = row
         for asked in self._study.running():
             name = ledger.trial_name(asked.number, asked.values)
             row = ledger.read_trial(
                 self._run(name), self._plan.metric, number=asked.number, values=asked.values, ended=False
             )
             if row.status in ("finished", "pruned", "failed"):  # ended, and its driver died before it could tell
-                self._settle(asked.number, name, "")
+                self._settle(asked.number, name, asked.verdict)
                 continue
-            for epochs, figure in row.curve.items():
-                self._study.report(asked.number, epochs, figure)
-            self._left.append(asked)
+            task = self._task(asked)
+            if task is None:
+                continue
+            if asked.verdict:
+                self._verdicts[name] = asked.verdict
+            for epochs, figure in sorted(row.curve.items()):
+                self._judge(asked.number, name, epochs, figure, task.config.train.epochs)
+            self._left.append(task)
         self._note_repeats()
 
     def _settle(self, number: int, name: str, reason: str) -> None:
@@ -298,11 +314,11 @@ class Search:
         row = ledger.read_trial(self._run(name), self._plan.metric, number=number, values=asked.values, reason=reason)
         if row.status == "stopped":
             return  # it goes on in the next start
-        for epochs, figure in row.curve.items():
-            self._study.report(number, epochs, figure)
         if row.status == "finished" and row.figure is None:
             row = replace(row, status="failed", reason=f"it gave no figure of {self._plan.metric}")
         if row.status == "finished":
+            for epochs, figure in row.curve.items():
+                self._study.report(number, epochs, figure)
             self._study.complete(number, cast(float, row.figure))
         elif row.status == "pruned":
             self._study.prune(number, row.reason)
@@ -313,20 +329,26 @@ class Search:
     def _next_trial(self) -> Task | None:
         if self._spent():
             return None
-        while True:
-            asked = self._left.pop(0) if self._left else self._ask()
-            if asked is None:
-                return None
-            name = ledger.trial_name(asked.number, asked.values)
-            try:
-                config = self._plan.trial_config(name, asked.values)
-            except XdistError as error:  # values that are possible one by one, and not together
-                self._study.fail(asked.number, str(error))
-                self._rows[asked.number] = TrialRow(
-                    number=asked.number, name=name, status="failed", reason=str(error), values=asked.values
-                )
-                continue
-            return Task(name=name, place=ledger.TRIALS, number=asked.number, config=config)
+        if self._left:
+            return self._left.pop(0)
+        while (asked := self._ask()) is not None:
+            task = self._task(asked)
+            if task is not None:
+                return task
+        return None
+
+    def _task(self, asked: Asked) -> Task | None:
+        """What to run for a trial; None if its values, possible one by one, are not together: then it has failed."""
+        name = ledger.trial_name(asked.number, asked.values)
+        try:
+            config = self._plan.trial_config(name, asked.values)
+        except XdistError as error:
+            self._study.fail(asked.number, str(error))
+            self._rows[asked.number] = TrialRow(
+                number=asked.number, name=name, status="failed", reason=str(error), values=asked.values
+            )
+            return None
+        return Task(name=name, place=ledger.TRIALS, number=asked.number, config=config)
 
     def _ask(self) -> Asked | None:
         limit = self._plan.search.trials

@@ -59,6 +59,8 @@ class Asked:
     """0 and up, the same after a restart."""
     values: dict[str, Any]
     """By dotted key, what it lays over the recipe."""
+    verdict: str = ""
+    """Why it is to be stopped early, if that was decided."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,20 @@ class Study:
         trial = self._study.ask()
         return Asked(trial.number, self._space.suggest(trial))
 
-    def report(self, number: int, epochs: int, figure: float) -> None:
-        """The metric of a running trial after so many epochs; told again, it stays as it is."""
-        if epochs not in self._trial(number).intermediate_values:
-            self._storage.set_trial_intermediate_value(self._trial_id(number), epochs, figure)
+    def report(self, number: int, epochs: int, figure: float) -> bool:
+        """The metric of a running trial after so many epochs; told again, it stays as it is. Whether it was new."""
+        if epochs in self._trial(number).intermediate_values:
+            return False
+        self._storage.set_trial_intermediate_value(self._trial_id(number), epochs, figure)
+        return True
 
     def should_stop(self, number: int) -> bool:
         """Whether the scheduler ends a running trial, by its reports and those of the others so far."""
         return optuna.Trial(self._study, self._trial_id(number)).should_prune()
+
+    def note_verdict(self, number: int, reason: str) -> None:
+        """It is decided that a running trial stops early, which takes it a while."""
+        self._storage.set_trial_user_attr(self._trial_id(number), _REASON, reason)
 
     def complete(self, number: int, figure: float) -> None:
         """A trial came to its end with this figure; one that is not finite fails it."""
@@ -130,7 +138,7 @@ class Study:
 
     def _asked(self, trial: FrozenTrial) -> Asked:
         try:
-            return Asked(trial.number, self._space.values_of(trial.params))
+            return Asked(trial.number, self._space.values_of(trial.params), trial.user_attrs.get(_REASON, ""))
         except KeyError:
             # Killed between two parameters of `ask`: what is missing is drawn now.
             return Asked(trial.number, self._space.suggest(optuna.Trial(self._study, self._trial_id(trial.number))))

@@ -108,6 +108,8 @@ class _Asker(Searcher):  # type: ignore[misc]  # Ray has no types
         if task is None:
             return None if self._search.live else Searcher.FINISHED
         self._ray.get(self._board.give.remote(self._order(task)))
+        if self._search.is_pruned(task.name):  # decided before the driver of that start was lost
+            self._ray.get(self._board.prune.remote(task.name))
         self._names[trial_id] = task.name
         return {TRIAL: task.name}
 

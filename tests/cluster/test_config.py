@@ -21,6 +21,7 @@ from cluster.config import (
     to_dict,
 )
 from cluster.errors import InputError
+from xdist_train.config import resolve_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,14 @@ def test_later_layers_win() -> None:
 def test_numbers_are_read_as_people_write_them(text: str, value: float) -> None:
     """`1e-3` is a float, which YAML 1.1 alone would call text."""
     assert value == _load(f"optim.lr={text}").optim.lr
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("yes", "yes"), ("no", "no"), ("off", "no"), ("auto", "auto"), ("'yes'", "yes")]
+)
+def test_yes_and_no_are_words_where_a_key_takes_them(text: str, word: str) -> None:
+    """YAML reads them as truth."""
+    assert word == resolve_config("demo", [f"scale.use_gpu={text}"]).scale.use_gpu
 
 
 def test_values_may_hold_an_equals_sign() -> None:
