@@ -1,0 +1,289 @@
+"""A search at work: order, limits, early stops, failures, and that any kill loses nothing."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from cluster.runs import StaleDriverError
+from cluster.store import open_store
+from tests.tune_spaces.made_up import Clock, figure_of, open_search, run_all, run_task, write_run
+from tests.tune_spaces.written import write_space
+from tune_spaces.leaderboard import Leaderboard
+from xdist_train.config import resolve_config
+
+
+def _facts(board: Leaderboard) -> list[tuple[Any, ...]]:
+    rows = sorted(board.rows, key=lambda row: row.number)
+    return [(row.name, row.status, row.reason, row.figure, row.epochs, row.curve) for row in rows]
+
+
+def test_all_trials_run_best_first(tmp_path: Path) -> None:
+    """As many as asked for, the recipe's own first; the leaderboard is by figure."""
+    search = open_search(tmp_path)
+    run_all(search)
+    board = search.board("finished")
+    assert 5 == len(board.rows)
+    assert sorted((row.figure or 0 for row in board.rows), reverse=True) == [row.figure for row in board.rows]
+    assert board.best == board.rows[0].name
+    own = board.row(board.own)
+    assert own is not None
+    assert (0, {"optim.lr": 0.004, "optim.name": "adamw"}) == (own.number, own.values)
+
+
+def test_a_loss_is_best_when_least(tmp_path: Path) -> None:
+    """The direction is the metric's."""
+    search = open_search(tmp_path, "train.metric=loss")
+    run_all(search)
+    figures = [row.figure or 0 for row in search.board().rows]
+    assert sorted(figures) == figures
+
+
+def test_no_more_run_than_there_is_room_for(tmp_path: Path) -> None:
+    """`next` waits for an end."""
+    search = open_search(tmp_path, concurrency=2, trials=3)
+    first, second = search.next(), search.next()
+    assert first is not None
+    assert second is not None
+    assert search.next() is None
+    assert [first.name, second.name] == [task.name for task in search.live]
+    run_task(search, first)
+    third = search.next()
+    assert third is not None
+    assert search.next() is None
+    run_task(search, second)
+    run_task(search, third)
+    assert search.next() is None
+    assert search.live == []
+
+
+def test_asha_stops_the_worse(tmp_path: Path) -> None:
+    """Some after the first epoch, some after the third; what is stopped says by what, and stands below."""
+    search = open_search(tmp_path, scheduler="asha", trials=20)
+    run_all(search)
+    board = search.board()
+    statuses = [row.status for row in board.rows]
+    assert statuses.count("finished") == statuses.index("pruned")
+    assert {"asha after epoch 1", "asha after epoch 3"} == {row.reason for row in board.rows if row.status == "pruned"}
+    assert {1, 3} == {row.epochs for row in board.rows if row.status == "pruned"}
+    assert all(row.epochs == 9 for row in board.rows if row.status == "finished")
+
+
+@pytest.mark.parametrize(("scheduler", "kills"), [("none", 1), ("asha", 4)])
+def test_a_killed_search_ends_as_an_undisturbed_one(scheduler: str, kills: int, tmp_path: Path) -> None:
+    """Killed in any epoch of any trial, as often as one likes: same trials, same stops, none twice."""
+    whole = open_search(tmp_path / "whole", scheduler=scheduler, sampler="tpe", trials=14)
+    run_all(whole)
+    for at in range(1, kills + 1):
+        search = open_search(tmp_path / "killed", scheduler=scheduler, sampler="tpe", trials=14)
+        for _ in range(2):
+            task = search.next()
+            assert task is not None
+            run_task(search, task)
+        task = search.next()
+        assert task is not None
+        run_task(search, task, epochs=at)
+    last = open_search(tmp_path / "killed", scheduler=scheduler, sampler="tpe", trials=14)
+    run_all(last)
+    assert _facts(whole.board()) == _facts(last.board())
+
+
+def test_what_has_ended_is_not_run_again(tmp_path: Path) -> None:
+    """Not even if its driver died before it could tell."""
+    search = open_search(tmp_path)
+    task = search.next()
+    assert task is not None
+    write_run(search, task, "finished", {1: 0.4, 2: 0.5})
+    again = open_search(tmp_path)
+    following = again.next()
+    assert following is not None
+    assert (1, 0.5) == (following.number, again.board().rows[0].figure)
+
+
+def test_a_verdict_outlives_its_driver(tmp_path: Path) -> None:
+    """A trial that was to stop when the driver was killed is stopped by the next one."""
+    search = open_search(tmp_path, scheduler="asha", trials=30)
+    while True:
+        task = search.next()
+        assert task is not None
+        if search.report(task.name, 1, figure_of(task.config, 1)):
+            break
+        run_task(search, task)
+    write_run(search, task, "running", {1: figure_of(task.config, 1)})
+    again = open_search(tmp_path, scheduler="asha", trials=30)
+    assert task.name == getattr(again.next(), "name", "")
+    assert again.is_pruned(task.name)
+
+
+def test_an_epoch_that_nobody_judged_is_judged_by_the_next_start(tmp_path: Path) -> None:
+    """It is in the run's history; the driver died before it heard of it."""
+    search = open_search(tmp_path, scheduler="asha")
+    first = search.next()
+    assert first is not None
+    run_task(search, first)
+    second = search.next()
+    assert second is not None
+    write_run(search, second, "running", {1: 0.001})
+    again = open_search(tmp_path, scheduler="asha")
+    assert again.is_pruned(second.name)
+
+
+def test_a_stopped_trial_goes_on(tmp_path: Path) -> None:
+    """Under its name, before any new one."""
+    search = open_search(tmp_path)
+    task = search.next()
+    assert task is not None
+    search.stopping = True
+    write_run(search, task, "stopped", {1: 0.4})
+    search.end(task.name)
+    assert search.next() is None
+    assert ["stopped"] == [row.status for row in search.board().rows]
+    again = open_search(tmp_path)
+    assert task.name == getattr(again.next(), "name", "")
+
+
+def test_a_failed_trial_is_a_row_with_its_reason(tmp_path: Path) -> None:
+    """By its run folder, by what it said, or by its silence; the search goes on."""
+    search = open_search(tmp_path, trials=4)
+    reason = {"kind": "out_of_memory", "message": "out of GPU memory"}
+    for number in range(3):
+        task = search.next()
+        assert task is not None
+        if number == 0:
+            write_run(search, task, "failed", {}, reason=reason)
+        search.end(task.name, "bad_input: no such weights" if number == 1 else "")
+    run_all(search)
+    rows = sorted(search.board().rows, key=lambda row: row.number)
+    assert ["failed", "failed", "failed", "finished"] == [row.status for row in rows]
+    assert "out_of_memory: out of GPU memory" == rows[0].reason
+    assert "bad_input: no such weights" == rows[1].reason
+    assert "its driver was lost" in rows[2].reason
+    assert _facts(search.board()) == _facts(open_search(tmp_path, trials=4).board())
+
+
+def test_a_metric_that_no_trial_reports_fails_them(tmp_path: Path) -> None:
+    """With its name; nothing is chosen."""
+    search = open_search(tmp_path, "train.metric=auroc_macro", trials=2)
+    while (task := search.next()) is not None:
+        search.report(task.name, 1, None)
+        search.report(task.name, 2, math.nan)
+        write_run(search, task, "finished", {})
+        search.end(task.name)
+    assert ["it gave no figure of auroc_macro"] * 2 == [row.reason for row in search.board().rows]
+    assert search.board().best is None
+    assert _facts(search.board()) == _facts(open_search(tmp_path, "train.metric=auroc_macro", trials=2).board())
+
+
+def test_values_that_are_impossible_together_fail_one_trial(tmp_path: Path) -> None:
+    """Each is possible alone."""
+    space = write_space("train.batch_size: {choice: [8, 64]}\ntrain.micro_batch_size: {choice: [0, 32]}")
+    search = open_search(tmp_path, space=space, sampler="grid", trials=0)
+    run_all(search)
+    failed = [row for row in search.board().rows if row.status == "failed"]
+    assert [{"train.batch_size": 8, "train.micro_batch_size": 32}] == [row.values for row in failed]
+    assert "train.micro_batch_size 32 is larger than a step" in failed[0].reason
+    assert 4 == len(search.board().rows)
+
+
+def test_hours_end_a_search_behind_the_epoch(tmp_path: Path) -> None:
+    """Trials at work stop, no new one starts; hours of earlier starts count."""
+    clock = Clock()
+    search = open_search(tmp_path, clock=clock, hours=1.0, trials=0)
+    first = search.next()
+    assert first is not None
+    clock.now += 1800
+    search.write()
+    again = open_search(tmp_path, clock=clock, hours=1.0, trials=0)
+    task = again.next()
+    assert task is not None
+    assert not again.report(task.name, 1, 0.5)
+    clock.now += 1801
+    assert again.report(task.name, 2, 0.6)
+    write_run(again, task, "pruned", {1: 0.5, 2: 0.6})
+    again.end(task.name)
+    assert again.next() is None
+    assert [("pruned", "search.hours=1 is used up")] == [(row.status, row.reason) for row in again.board().rows]
+
+
+def test_gpu_hours_count_all_workers(tmp_path: Path) -> None:
+    """Those at work by the clock, those that have ended by their run folders."""
+    clock = Clock()
+    search = open_search(tmp_path, "scale.num_workers=4", clock=clock, gpu_hours=1.0, trials=0)
+    first = search.next()
+    assert first is not None
+    clock.now += 800
+    assert not search.report(first.name, 1, 0.5)
+    clock.now += 101
+    assert search.report(first.name, 2, 0.5)
+    write_run(search, first, "pruned", {1: 0.5}, worker_seconds=3599.0)
+    search.end(first.name)
+    second = search.next()
+    assert second is not None
+    write_run(search, second, "finished", {1: 0.5}, worker_seconds=2.0)
+    search.end(second.name)
+    assert search.next() is None
+
+
+def test_the_best_are_repeated_with_other_seeds(tmp_path: Path) -> None:
+    """After all trials; mean and spread are on the leaderboard; also over a kill, and not twice."""
+    search = open_search(tmp_path, repeat_top=2, repeat_seeds=3)
+    names = []
+    while (task := search.next()) is not None:
+        if task.place == "repeats":
+            names.append(task.name)
+            if len(names) == 2:
+                break
+        run_task(search, task)
+    search = open_search(tmp_path, repeat_top=2, repeat_seeds=3)
+    while (task := search.next()) is not None:
+        names.append(task.name)
+        run_task(search, task)
+    board = search.board()
+    assert 4 == len(set(names)) == len(names) - 1
+    for row in board.rows[:2]:
+        own = [row.figure or 0]
+        assert [*own, own[0] + 1e-3, own[0] + 2e-3] == pytest.approx(row.figures)
+        assert (pytest.approx(own[0] + 1e-3), pytest.approx(1e-3)) == (row.mean, row.spread)
+    assert [()] * 3 == [row.repeats for row in board.rows[2:]]
+
+
+def test_the_files_are_the_board(tmp_path: Path) -> None:
+    """After each end: leaderboard, record, best recipe, events, and the journal."""
+    search = open_search(tmp_path, "evaluate.bootstrap=200", trials=3)
+    run_all(search)
+    board, store = search.board(), open_store(str(tmp_path / "s"))
+    table = pyarrow.parquet.read_table(store.path("leaderboard.parquet")).to_pylist()
+    assert [(row.name, row.figure, row.values["optim.lr"]) for row in board.rows] == [
+        (line["name"], line["balanced_accuracy"], line["optim.lr"]) for line in table
+    ]
+    assert [sorted(row.curve.values()) for row in board.rows] == [line["curve"] for line in table]
+    assert 4 == len(store.read("leaderboard.csv").splitlines())
+    best = resolve_config(store.path("best.yaml"), [])
+    row = board.rows[0]
+    assert (row.values["optim.lr"], row.values["optim.name"]) == (best.optim.lr, best.optim.name)
+    assert (9, 64, True, 200) == (
+        best.train.epochs,
+        best.train.micro_batch_size,
+        best.evaluate.test,
+        best.evaluate.bootstrap,
+    )
+    assert ("", "never", "runs") == (best.run.name, best.run.resume, best.storage.uri)
+    record = store.read_json("search.json")
+    assert record["best"] == row.name
+    assert [0, 1, 2] == [trial["number"] for trial in record["trials"]]
+    assert {f"tensorboard/{row.name}" for row in board.rows} == {
+        key.rpartition("/")[0] for key in store.walk() if key.startswith("tensorboard/")
+    }
+
+
+def test_a_search_that_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
+    """The newer start owns it."""
+    search = open_search(tmp_path)
+    assert search.next() is not None
+    open_search(tmp_path)
+    with pytest.raises(StaleDriverError, match="search 's' was taken over"):
+        search.publish()
