@@ -16,7 +16,7 @@ _BOUNDARIES = {
     "s3fs": ["cluster/s3.py"],
     "botocore": ["cluster/s3_errors.py"],
     "aiohttp": ["cluster/s3_errors.py"],
-    "optuna": ["tune_spaces/study.py"],
+    "optuna": ["tune_spaces/importance.py", "tune_spaces/study.py"],
 }
 
 

@@ -1,4 +1,4 @@
-"""The study of a search: what was tried, what came of it, and what to try next. The only file that imports optuna.
+"""The study of a search: what was tried, what came of it, and what to try next. Nothing else samples.
 
 Ask and tell, no Ray: `ask` gives a numbered trial's values, `report` keeps its figure after an epoch,
 `should_stop` says by the scheduler's rule whether it is worth another, and `complete`, `prune` or `fail` ends it.
