@@ -55,7 +55,11 @@ def test_a_library_is_imported_at_its_boundary_only(library: str) -> None:
     assert _BOUNDARIES[library] == users
 
 
-def test_the_loop_knows_no_ray() -> None:
-    """Of the training room only what builds, watches and is a Ray job imports Ray."""
-    users = [path.name for path in _modules() if "ray" in {name.split(".")[0] for name in _imports(path)}]
-    assert {"session.py", "launch.py", "job.py", "group_events.py", "worker.py"} == set(users)
+def test_the_loop_and_the_search_know_no_ray() -> None:
+    """Only what connects, builds, watches and is a Ray job, or a Tune trial, imports Ray."""
+    users = {
+        str(path.relative_to(_ROOT)) for path in _modules() if "ray" in {name.split(".")[0] for name in _imports(path)}
+    }
+    training = {f"xdist_train/training/{name}.py" for name in ("launch", "job", "group_events", "worker")}
+    search = {f"tune_spaces/{name}.py" for name in ("launch", "tuner", "trial")}
+    assert {"cluster/session.py"} | training | search == users

@@ -208,6 +208,7 @@ def _plan(ray: Any, draft: _Draft) -> Plan:
         name=draft.folder.name,
         recipe=draft.recipe,
         space=draft.tune.space,
+        space_keys=draft.space,
         config=draft.config,
         search=draft.tune.search,
         located=draft.space.locate(draft.config),
@@ -305,18 +306,21 @@ def _conclude(ray: Any, search: Search, plan: Plan, view: SearchView) -> Leaderb
     """The last word: the chosen configuration on test, once, and what is left to read."""
     again = f"The same command with run.name={plan.name} run.resume=must goes on."
     if search.stopping:
+        search.publish(search.board("stopped"))
         search.finish("stopped")
         raise StoppedError(f"search {plan.name!r} stopped; its trials stopped behind checkpoints. {again}")
     board = search.board("finished")
     row = board.row(board.best)
     if row is None:
+        search.publish(search.board("failed"))
         search.finish("failed", reason="no trial finished")
         raise RunFailedError("no_trial", _nothing_finished(board))
     if plan.config.evaluate.test:
         view.say(f"evaluating test, once, with the best: {row.name}")
         view.show(board, {}, None, str(len(board.rows)))
-        board = replace(board, test=_test_figures(ray, search, plan, row.name))
-    search.publish()
+        figures = _test_figures(ray, search, plan, row.name)
+        board = replace(search.board("finished"), test=figures)
+    search.publish(board)
     search.finish("finished")
     return board
 

@@ -106,6 +106,8 @@ class Leaderboard:
     """Keys whose value in the recipe no trial can have, with the reason."""
     test: Mapping[str, Any] | None = None
     """The figures of the chosen trial's model on test (`evaluation/test.json`); None if not evaluated."""
+    tested: tuple[str, ...] = ()
+    """Trials whose models were evaluated on test so far: more than one where the best changed from start to start."""
     seconds: float = 0.0
     """From the first start to now, over all starts, without the pauses between them."""
     workers: int = 1

@@ -21,7 +21,8 @@ from tune_spaces import ledger
 from tune_spaces.config import SearchConfig
 from tune_spaces.hparams import trial_events
 from tune_spaces.leaderboard import Leaderboard, Repeat, TrialRow, rank
-from tune_spaces.space import Located, values_layer
+from tune_spaces.report import search_report
+from tune_spaces.space import Located, Space, values_layer
 from tune_spaces.study import Asked, Direction, Study
 from xdist_train.config import Config
 from xdist_train.training.record import RunRecord
@@ -30,6 +31,7 @@ __all__ = ["Plan", "Search", "Task"]
 
 _Result = TypeVar("_Result")
 _HOUR_S = 3600.0
+_PAGE_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class Plan:
     config: Config
     """Of the recipe, all paths absolute; trials lay their values over it."""
     search: SearchConfig
+    space_keys: Space
+    """What trials vary."""
     located: Located
     """Where the recipe's own values lie in the space."""
     direction: Direction
@@ -112,6 +116,7 @@ class Search:
         self._repeats: list[Task] | None = None
         self._verdicts: dict[str, str] = {}
         self._published: bytes | None = None
+        self._drawn = -math.inf
         self.stopping = False
         """Whether no more trials are to start."""
         self._read_back()
@@ -220,15 +225,20 @@ class Search:
                 best=best,
                 own=own[0] if own else None,
                 outside=dict(located.outside),
+                tested=tuple(self._record.values["tested"]),
                 seconds=self.seconds,
                 workers=self._plan.config.scale.most,
                 use_gpu=self._plan.use_gpu,
             )
 
-    def publish(self) -> None:
-        """Leaderboard, best configuration and record, as they are now."""
+    def publish(self, board: Leaderboard | None = None) -> None:
+        """Leaderboard, best configuration and record, as they are now; the page too, but not too often.
+
+        Args:
+            board: the last word, with its page.
+        """
         with self._lock:
-            board = self.board()
+            last, board = board is not None, board or self.board()
             keys = ledger.publish_leaderboard(self.folder, board)
             if board.best:
                 recipe = ledger.best_recipe(self._run(board.best), board, test=self._plan.config.evaluate.test)
@@ -236,6 +246,10 @@ class Search:
                     self.folder.publish(ledger.BEST, recipe)
                     self._published = recipe
                 keys.append(ledger.BEST)
+            if last or self._clock() - self._drawn > _PAGE_S:
+                self.folder.publish(ledger.REPORT, search_report(board, self._plan.space_keys).encode())
+                self._drawn = self._clock()
+                keys.append(ledger.REPORT)
             self.write(best=board.best, complete=sorted({*self._record.values["complete"], *keys}))
 
     def _publish_events(self, number: int) -> None:

@@ -30,6 +30,7 @@ def tune(
 
     from tune_spaces.launch import run_search
     from tune_spaces.live import leaderboard_table
+    from tune_spaces.verdict import verdict
 
     # With --json standard output holds nothing but the result.
     console = Console(stderr=as_json)
@@ -39,4 +40,5 @@ def tune(
         typer.echo(json.dumps({"search": result.uri, **asdict(result.board)}, indent=2))
         return
     console.print(leaderboard_table(result.board))
-    console.print(f"search folder: {result.uri}", highlight=False, soft_wrap=True)
+    console.print(" ".join(verdict(result.board)), highlight=False, markup=False)
+    console.print(f"search folder: {result.uri} (report.html, best.yaml)", highlight=False, soft_wrap=True)

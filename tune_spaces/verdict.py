@@ -171,10 +171,13 @@ def _on_test(board: Leaderboard) -> str:
     interval = (
         "no interval" if low is None or high is None else f"95 % interval {say_figure(low)} to {say_figure(high)}"
     )
-    return (
-        f"On the test patients, evaluated once and for this configuration only, its {metric} is "
-        f"{say_figure(figure['value'])} ({interval})."
+    others = len({*board.tested} - {board.best})
+    when = (
+        f"where {say_count(others, 'earlier choice')} of this search had been evaluated too,"
+        if others
+        else "evaluated once and for this configuration only,"
     )
+    return f"On the test patients, {when} its {metric} is {say_figure(figure['value'])} ({interval})."
 
 
 def _joined(parts: Sequence[str]) -> str:

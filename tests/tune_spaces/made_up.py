@@ -50,6 +50,7 @@ def open_search(
         name="s",
         recipe="demo",
         space="made-up",
+        space_keys=space,
         config=config,
         search=settings,
         located=space.locate(config),

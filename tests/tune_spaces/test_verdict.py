@@ -184,3 +184,9 @@ def test_figures_and_times_are_said_plainly() -> None:
     """Small figures keep their digits; times have two units."""
     assert ["0.9000", "0.000123", "-0.5000", "0.0000"] == [say_figure(f) for f in (0.9, 0.00012345, -0.5, 0.0)]
     assert ["0 s", "59 s", "1 min 01 s", "2 h 05 min"] == [say_seconds(s) for s in (0.2, 59.4, 61, 7520)]
+
+
+def test_a_test_that_was_looked_at_before_says_so() -> None:
+    """A search that went on after its end, and then chose another."""
+    board = _two(best="0001", test=_TEST, tested=("0000", "0001"))
+    assert "On the test patients, where 1 earlier choice of this search had been evaluated too, its" in _said(board)
