@@ -146,9 +146,10 @@ def open_run(uri: str) -> RunFolder:
 
 
 def list_runs(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, run.json) of each run directly under a storage URI, by name."""
+    """(name, run.json or search.json) of each run and search directly under a storage URI, by name."""
     store = open_store(uri)
     for name in store.list():
         child = store.child(name)
-        if child.exists(RUN):
-            yield name, child.read_json(RUN)
+        record = next((record for record in (RUN, SEARCH) if child.exists(record)), None)
+        if record:
+            yield name, child.read_json(record)

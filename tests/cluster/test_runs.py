@@ -69,7 +69,8 @@ def test_runs_are_listed_and_opened(tmp_path: Path) -> None:
     folder = _folder(tmp_path, "d")
     folder.publish_json("run.json", {"status": "running"})
     (tmp_path / "other").mkdir()
-    assert list(list_runs(str(tmp_path))) == [("run", {"status": "running"})]
+    open_store(str(tmp_path)).child("search").write_json("search.json", {"status": "finished"})
+    assert list(list_runs(str(tmp_path))) == [("run", {"status": "running"}), ("search", {"status": "finished"})]
     assert open_run(str(tmp_path / "run")).read_record() == {"status": "running"}
     with pytest.raises(InputError, match="no run folder"):
         open_run(str(tmp_path / "other"))

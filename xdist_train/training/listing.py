@@ -14,13 +14,13 @@ __all__ = ["runs_table"]
 
 
 def runs_table(found: dict[str, dict[str, Any]]) -> Table:
-    """One row a run: name, status, what was selected, when it was last heard of."""
+    """One row a run or a search: name, status, what was selected, when it was last heard of."""
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "status", "selected", "workers", "last heard of"):
         table.add_column(heading, no_wrap=heading == "run")
     for name, record in found.items():
         heard = datetime.fromtimestamp(record["heartbeat"]).strftime("%Y-%m-%d %H:%M:%S")
-        workers = str(record["attempts"][-1]["workers"])
+        workers = f"{len(record['trials'])} trials" if "trials" in record else str(record["attempts"][-1]["workers"])
         table.add_row(printable(name), _status(record), _selected(record), workers, heard)
     return table
 
@@ -29,9 +29,12 @@ def _status(record: dict[str, Any]) -> str:
     if is_silent(record):
         return "running? (silent)"
     reason = record.get("reason")
-    return f"{record['status']} ({reason['kind']})" if reason else str(record["status"])
+    kind = reason["kind"] if isinstance(reason, dict) else reason
+    return f"{record['status']} ({kind})" if kind else str(record["status"])
 
 
 def _selected(record: dict[str, Any]) -> str:
+    if "trials" in record:
+        return f"trial {record['best']}" if record["best"] else "-"
     chosen = record["selected"]
     return f"epoch {chosen['epoch'] + 1}: {chosen['metric']} {chosen['value']:.4f}" if chosen else "-"
