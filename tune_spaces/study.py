@@ -26,10 +26,11 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cluster.errors import InputError
@@ -267,7 +268,8 @@ def _settle(study: optuna.Study, settings: Mapping[str, Any], place: str) -> Non
             f"journal {place}: belongs to a search over another space; these keys differ: {', '.join(differ)}. "
             "Go on with the same space, or start a search under another name."
         )
-    for name in [name for name in settings.keys() | kept.keys() if kept.get(name) != settings.get(name)]:
+    # In their order: another scheduler is named before the options that come with it.
+    for name in [name for name in {**settings, **kept} if kept.get(name) != settings.get(name)]:
         raise InputError(
             f"journal {place}: belongs to a search with {name} {kept.get(name)}, not {settings.get(name)}. "
             "Go on with the same settings, or start a search under another name."
@@ -379,18 +381,41 @@ _SEEDED: dict[str, Callable[[int], BaseSampler]] = {"random": _build_random, "tp
 SAMPLERS = ("grid", *_SEEDED)
 
 
-def _build_asha(grace_epochs: int, reduction_factor: int) -> BasePruner:
-    return SuccessiveHalvingPruner(min_resource=grace_epochs, reduction_factor=reduction_factor)
+class _Asha(BasePruner):
+    """Asynchronous successive halving (Li et al. 2018, algorithm 2), without pauses: who is not promoted at once, ends.
+
+    Optuna's own writes down that a rung was asked about, and lets a trial pass that is asked about again: one whose
+    search was killed between the verdict and the trial's end. This one has no state but the reports.
+    """
+
+    def __init__(self, grace_epochs: int, reduction_factor: int) -> None:
+        self._grace_epochs, self._reduction_factor = grace_epochs, reduction_factor
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        epochs = trial.last_step
+        if epochs is None or not self._is_rung(epochs):
+            return False
+        sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
+        reports = (other.intermediate_values.get(epochs, math.nan) for other in study.get_trials(deepcopy=False))
+        best_first = sorted((sign * figure for figure in reports if not math.isnan(figure)), reverse=True)
+        figure = sign * trial.intermediate_values[epochs]
+        # The best of fewer than one in `reduction_factor` is the best of all: the first trials wait for none.
+        return not (best_first and figure >= best_first[max(len(best_first) // self._reduction_factor, 1) - 1])
+
+    def _is_rung(self, epochs: int) -> bool:
+        rung = self._grace_epochs
+        while rung < epochs:
+            rung *= self._reduction_factor
+        return rung == epochs
 
 
 def _build_median(grace_epochs: int, _: int) -> BasePruner:
-    # It asks from the step after its warm-up on; an epoch done is a step.
-    return MedianPruner(n_startup_trials=_LEAST_MEDIAN, n_warmup_steps=grace_epochs - 1)
+    return MedianPruner(n_startup_trials=_LEAST_MEDIAN, n_warmup_steps=grace_epochs)
 
 
-# Optuna's, as their state is in the journal with all else: a search that goes on stops what it would have stopped.
+# They know nothing but reports, which are in the journal: a search that goes on stops what it would have stopped.
 _PRUNERS: dict[str, Callable[[int, int], BasePruner]] = {
-    "asha": _build_asha,
+    "asha": _Asha,
     "median": _build_median,
     "none": lambda *_: NopPruner(),
 }

@@ -12,7 +12,6 @@ import random
 import subprocess
 import sys
 import tempfile
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.errors import InputError
 from tests.tune_spaces.written import EVERYTHING, write_space
 from tune_spaces.space import Space
-from tune_spaces.study import SAMPLERS, Asked, Study, open_study
+from tune_spaces.study import SAMPLERS, SCHEDULERS, Asked, Study, open_study
 from xdist_train.config import resolve_config
 
 _EVERYTHING = write_space(EVERYTHING)
@@ -229,6 +231,129 @@ def test_tpe_goes_where_figures_are_better(direction: Any) -> None:
     assert sum(trial["optim.name"] == "sgd" for trial in values[20:]) > 5
 
 
+def _verdicts(study: Study, *curves: Sequence[float]) -> list[int]:
+    """Trials one after the other, each to where the scheduler stops it: how many epochs each had.
+
+    As in a search, nothing is asked behind the last epoch.
+    """
+    done = []
+    for curve in curves:
+        number = _ask(study).number
+        for epochs, figure in enumerate(curve, 1):
+            study.report(number, epochs, figure)
+            if epochs == len(curve):
+                study.complete(number, max(curve))
+            elif study.should_stop(number):
+                study.prune(number)
+                break
+        done.append(epochs)
+    return done
+
+
+def _level(figure: float, epochs: int = 9) -> list[float]:
+    return [figure] * epochs
+
+
+def test_asha_asks_at_its_rungs_alone() -> None:
+    """After grace epochs and each time that these have grown by the factor; whatever is reported in between."""
+    study = open_study(_SMALL, _OWN, scheduler="asha", grace_epochs=2, reduction_factor=2)
+    _verdicts(study, _level(0.9, 20), _level(0.8, 20))
+    stopped_at = []
+    for rung in (2, 4, 8, 16):
+        # Best up to a rung, where it falls below all others.
+        curve = [1.0 if epochs < rung else 0.1 for epochs in range(1, 21)]
+        stopped_at += _verdicts(study, curve)
+    assert [2, 4, 8, 16] == stopped_at
+    dips = [0.1 if epochs not in (2, 4, 8, 16) else 1.0 for epochs in range(1, 21)]
+    assert [20] == _verdicts(study, dips)
+
+
+def test_asha_lets_one_in_factor_go_on() -> None:
+    """Those among the best third of all that came as far, this one among them; the first always, equals too."""
+    study = open_study(_SMALL, _OWN, scheduler="asha")
+    figures = (0.5, 0.6, 0.55, 0.55, 0.7, 0.58, 0.65, 0.65, 0.60)
+    # Of up to five the best goes on, of six to eight the second best too, of nine the third best: at each rung.
+    assert [9, 9, 1, 1, 9, 1, 3, 3, 1] == _verdicts(study, *map(_level, figures))
+
+
+def test_asha_knows_lower_is_better() -> None:
+    """In the direction minimize."""
+    study = open_study(_SMALL, _OWN, scheduler="asha", direction="minimize")
+    assert [9, 1, 9, 1] == _verdicts(study, *map(_level, (0.5, 0.6, 0.4, 0.45)))
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_asha_stops_what_is_not_a_number(direction: Any) -> None:
+    """At a rung, were it alone there; and it stands in nobody's way afterwards."""
+    study = open_study(_SMALL, _OWN, scheduler="asha", direction=direction)
+    assert [1, 9, 1] == _verdicts(study, _level(math.nan), _level(0.5), _level(math.nan))
+
+
+def test_asha_counts_trials_that_still_run() -> None:
+    """It waits for none, and none is judged again by who comes later."""
+    study = open_study(_SMALL, _OWN, scheduler="asha")
+    numbers = [_ask(study).number for _ in range(4)]
+    verdicts = []
+    for number, figure in zip(numbers, (0.5, 0.4, 0.6, 0.55), strict=True):
+        study.report(number, 1, figure)
+        verdicts.append(study.should_stop(number))
+    study.report(0, 2, 0.1)
+    assert [False, True, False, True] == verdicts
+    assert not study.should_stop(0)
+
+
+def test_median_waits_for_three_and_for_the_grace_epochs() -> None:
+    """Then it stops after an epoch what has been below the median of the finished ones all along."""
+    study = open_study(_SMALL, _OWN, scheduler="median", grace_epochs=2)
+    rising = [[share * epochs for epochs in range(1, 6)] for share in (0.10, 0.14, 0.12)]
+    assert [5, 5, 5] == _verdicts(study, *rising)
+    below, above, falls_back = [0.11] * 5, [0.3] * 5, [0.3, 0.3, 0.0, 0.0, 0.0]
+    # The median is 0.24 after two epochs, 0.36 after three.
+    assert [2, 3, 3] == _verdicts(study, below, above, falls_back)
+    assert [5] == _verdicts(study, [0.0, 0.9, 0.0, 0.0, 0.0])
+
+
+def test_median_knows_lower_is_better() -> None:
+    """In the direction minimize."""
+    study = open_study(_SMALL, _OWN, scheduler="median", direction="minimize")
+    assert [3, 3, 3, 1, 3] == _verdicts(study, *(_level(figure, 3) for figure in (0.5, 0.6, 0.7, 0.65, 0.55)))
+
+
+def test_none_never_stops() -> None:
+    """Not even what is worst."""
+    study = open_study(_SMALL, _OWN, scheduler="none")
+    assert [9] * 6 == _verdicts(study, *(_level(1 / (number + 1)) for number in range(6)))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_scheduler_decides_the_same_on_a_journal_opened_again(scheduler: str, tmp_path: Path) -> None:
+    """Before each question; and asked once more after it, as by a search that was killed before the trial ended."""
+    draw = np.random.default_rng(0)
+    curves = draw.random((12, 9)).tolist()
+    whole = _verdicts(open_study(_SMALL, _OWN, scheduler=scheduler), *curves)
+    journal = tmp_path / "journal.jsonl"
+
+    def reopen() -> Study:
+        return open_study(_SMALL, _OWN, scheduler=scheduler, journal=journal)
+
+    found = []
+    for curve in curves:
+        number = _ask(reopen()).number
+        for epochs, figure in enumerate(curve, 1):
+            reopen().report(number, epochs, figure)
+            if epochs == len(curve):
+                reopen().complete(number, max(curve))
+                break
+            verdict = reopen().should_stop(number)
+            assert verdict == reopen().should_stop(number)
+            if verdict:
+                reopen().prune(number)
+                break
+        found.append(epochs)
+    assert whole == found
+    assert (scheduler == "none") == (found == [9] * 12)
+
+
 _TEST_FUNCTION = write_space("""
 optim.name: {choice: [adamw, sgd]}
 optim.lr:
@@ -289,6 +414,7 @@ def test_another_space_on_a_journal_is_refused(tmp_path: Path) -> None:
         ({"sampler": "random"}, "sampler tpe, not random"),
         ({"direction": "minimize"}, "direction maximize, not minimize"),
         ({"seed": 9}, "seed 0, not 9"),
+        ({"scheduler": "asha"}, "scheduler none, not asha"),
     ],
 )
 def test_other_settings_on_a_journal_are_refused(setting: dict[str, Any], text: str, tmp_path: Path) -> None:
@@ -303,6 +429,28 @@ def test_an_unknown_sampler_is_refused() -> None:
     """With those that are."""
     with pytest.raises(InputError, match=r"unknown sampler 'tpee'. They are: grid, random, tpe"):
         open_study(_SMALL, _OWN, sampler="tpee")
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ({"scheduler": "median"}, "scheduler asha, not median"),
+        ({"grace_epochs": 2}, "grace_epochs 1, not 2"),
+        ({"reduction_factor": 4}, "reduction_factor 3, not 4"),
+    ],
+)
+def test_another_rule_of_stopping_on_a_journal_is_refused(setting: dict[str, Any], text: str, tmp_path: Path) -> None:
+    """Trials would be stopped by two rules."""
+    journal = tmp_path / "journal.jsonl"
+    open_study(_SMALL, _OWN, scheduler="asha", journal=journal)
+    with pytest.raises(InputError, match=f"belongs to a search with {text}. Go on with the same settings"):
+        open_study(_SMALL, _OWN, journal=journal, **{"scheduler": "asha", **setting})
+
+
+def test_an_unknown_scheduler_is_refused() -> None:
+    """With those that are."""
+    with pytest.raises(InputError, match=r"unknown scheduler 'hyperband'. They are: asha, median, none"):
+        open_study(_SMALL, _OWN, scheduler="hyperband")
 
 
 @pytest.mark.parametrize("text", ['{"op_code": 99}\n', "[1]\n", "no json\n{}\n", '{"op_code": 2}\n{}\n'])
