@@ -116,7 +116,7 @@ class Search:
         self._repeats: list[Task] | None = None
         self._verdicts: dict[str, str] = {}
         self._published: bytes | None = None
-        self._drawn = -math.inf
+        self._drawn = self._began
         self.stopping = False
         """Whether no more trials are to start."""
         self._read_back()
