@@ -28,8 +28,8 @@ class SearchConfig:
     """Seed of the sampler."""
     num_points: int = 3
     """`grid`: points of a range."""
-    grace_epochs: int = 1
-    """`asha` and `median`: epochs that every trial may run."""
+    grace_epochs: int = 3
+    """`asha` and `median`: epochs that every trial may run. After one, slow starters that end well are stopped."""
     reduction_factor: int = 3
     """`asha`: one of so many trials goes on, each time that the epochs have grown by this factor."""
     concurrency: int = 0

@@ -178,7 +178,7 @@ def open_study(
     direction: Direction = "maximize",
     seed: int = 0,
     num_points: int = 3,
-    grace_epochs: int = 1,
+    grace_epochs: int = 3,
     reduction_factor: int = 3,
     journal: Path | None = None,
 ) -> Study:

@@ -33,6 +33,7 @@ __all__ = ["rows"]
 
 COMMAND = "python -m tests.bench tune"
 _OURS, _CHANCE = ("tpe", "asha"), ("random", "none")
+_GRACE = 1  # the first epoch judges already: more trials are stopped
 _TRIALS = {_OURS: 12, _CHANCE: 4}
 _NUM_KILLS, _NUM_KILLED_TRIALS, _MEAN_LIFE_S = 3, 6, 45.0
 
@@ -65,14 +66,16 @@ def _settings(dataset: Dataset, place: Path, name: str, search: tuple[str, str],
         *OVERRIDES,
         *(f"data.uri={dataset.store.uri}", f"storage.uri={place}/runs", f"loader.cache_dir={place}/cache"),
         *(f"space={SPACE_PATH}", f"run.name={name}", f"search.sampler={search[0]}", f"search.scheduler={search[1]}"),
-        *(f"search.trials={trials or _TRIALS[search]}", "search.concurrency=1"),
+        *(f"search.trials={trials or _TRIALS[search]}", "search.concurrency=1", f"search.grace_epochs={_GRACE}"),
     ]
 
 
 def _replayed(search: tuple[str, str], trials: int) -> Replay:
     space = table_space()
     own = space.locate(resolve_config(RECIPE, OVERRIDES)).params
-    return replay(read_table(), space, own, sampler=search[0], scheduler=search[1], seed=0, trials=trials)
+    return replay(
+        read_table(), space, own, sampler=search[0], scheduler=search[1], seed=0, trials=trials, grace_epochs=_GRACE
+    )
 
 
 def _told(store: Store, search: tuple[str, str]) -> list[Told]:
@@ -82,7 +85,9 @@ def _told(store: Store, search: tuple[str, str]) -> list[Told]:
     with tempfile.TemporaryDirectory() as folder:
         journal = Path(folder) / ledger.JOURNAL
         journal.write_bytes(store.read(ledger.JOURNAL))
-        return open_study(space, own, sampler=search[0], scheduler=search[1], journal=journal).told()
+        return open_study(
+            space, own, sampler=search[0], scheduler=search[1], grace_epochs=_GRACE, journal=journal
+        ).told()
 
 
 def _agreement(what: str, store: Store, search: tuple[str, str], details: dict[str, Any]) -> Row:

@@ -82,7 +82,7 @@ def replay(
     epochs_budget: int | None = None,
     trials: int | None = None,
     concurrency: int = 1,
-    grace_epochs: int = 1,
+    grace_epochs: int = 3,
     reduction_factor: int = 3,
 ) -> Replay:
     """A whole search.

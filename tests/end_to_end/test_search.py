@@ -161,6 +161,7 @@ _LONGER = (
     "search.trials=3",
     "search.concurrency=1",
     "train.epochs=4",
+    "search.grace_epochs=1",
     "search.reduction_factor=2",
     "evaluate.test=false",
 )

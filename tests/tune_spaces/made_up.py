@@ -44,7 +44,7 @@ def open_search(
     folder = RunFolder(open_store(str(storage)).child("s"), driver=uuid.uuid4().hex, record=SEARCH)
     earlier = folder.read_record()
     concurrency = search.pop("concurrency", 1)
-    settings = SearchConfig(**{"sampler": "random", "scheduler": "none", "trials": 5, **search})
+    settings = SearchConfig(**{"sampler": "random", "scheduler": "none", "trials": 5, "grace_epochs": 1, **search})
     direction = "minimize" if lower_is_better(config.train.metric) else "maximize"
     plan = Plan(
         name="s",

@@ -270,7 +270,7 @@ def test_asha_asks_at_its_rungs_alone() -> None:
 
 def test_asha_lets_one_in_factor_go_on() -> None:
     """Those among the best third of all that came as far, this one among them; the first always, equals too."""
-    study = open_study(_SMALL, _OWN, scheduler="asha")
+    study = open_study(_SMALL, _OWN, scheduler="asha", grace_epochs=1)
     figures = (0.5, 0.6, 0.55, 0.55, 0.7, 0.58, 0.65, 0.65, 0.60)
     # Of up to five the best goes on, of six to eight the second best too, of nine the third best: at each rung.
     assert [9, 9, 1, 1, 9, 1, 3, 3, 1] == _verdicts(study, *map(_level, figures))
@@ -278,20 +278,20 @@ def test_asha_lets_one_in_factor_go_on() -> None:
 
 def test_asha_knows_lower_is_better() -> None:
     """In the direction minimize."""
-    study = open_study(_SMALL, _OWN, scheduler="asha", direction="minimize")
+    study = open_study(_SMALL, _OWN, scheduler="asha", grace_epochs=1, direction="minimize")
     assert [9, 1, 9, 1] == _verdicts(study, *map(_level, (0.5, 0.6, 0.4, 0.45)))
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_asha_stops_what_is_not_a_number(direction: Any) -> None:
     """At a rung, were it alone there; and it stands in nobody's way afterwards."""
-    study = open_study(_SMALL, _OWN, scheduler="asha", direction=direction)
+    study = open_study(_SMALL, _OWN, scheduler="asha", grace_epochs=1, direction=direction)
     assert [1, 9, 1] == _verdicts(study, _level(math.nan), _level(0.5), _level(math.nan))
 
 
 def test_asha_counts_trials_that_still_run() -> None:
     """It waits for none, and none is judged again by who comes later."""
-    study = open_study(_SMALL, _OWN, scheduler="asha")
+    study = open_study(_SMALL, _OWN, scheduler="asha", grace_epochs=1)
     numbers = [_ask(study).number for _ in range(4)]
     verdicts = []
     for number, figure in zip(numbers, (0.5, 0.4, 0.6, 0.55), strict=True):
@@ -315,7 +315,7 @@ def test_median_waits_for_three_and_for_the_grace_epochs() -> None:
 
 def test_median_knows_lower_is_better() -> None:
     """In the direction minimize."""
-    study = open_study(_SMALL, _OWN, scheduler="median", direction="minimize")
+    study = open_study(_SMALL, _OWN, scheduler="median", grace_epochs=1, direction="minimize")
     assert [3, 3, 3, 1, 3] == _verdicts(study, *(_level(figure, 3) for figure in (0.5, 0.6, 0.7, 0.65, 0.55)))
 
 
@@ -330,11 +330,11 @@ def test_a_scheduler_decides_the_same_on_a_journal_opened_again(scheduler: str, 
     """Before each question; and asked once more after it, as by a search that was killed before the trial ended."""
     draw = np.random.default_rng(0)
     curves = draw.random((12, 9)).tolist()
-    whole = _verdicts(open_study(_SMALL, _OWN, scheduler=scheduler), *curves)
+    whole = _verdicts(open_study(_SMALL, _OWN, scheduler=scheduler, grace_epochs=1), *curves)
     journal = tmp_path / "journal.jsonl"
 
     def reopen() -> Study:
-        return open_study(_SMALL, _OWN, scheduler=scheduler, journal=journal)
+        return open_study(_SMALL, _OWN, scheduler=scheduler, grace_epochs=1, journal=journal)
 
     found = []
     for curve in curves:
@@ -435,7 +435,7 @@ def test_an_unknown_sampler_is_refused() -> None:
     ("setting", "text"),
     [
         ({"scheduler": "median"}, "scheduler asha, not median"),
-        ({"grace_epochs": 2}, "grace_epochs 1, not 2"),
+        ({"grace_epochs": 2}, "grace_epochs 3, not 2"),
         ({"reduction_factor": 4}, "reduction_factor 3, not 4"),
     ],
 )
