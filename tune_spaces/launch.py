@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 
 from cluster.config import Layer, load_config, parse_overrides, to_dict
-from cluster.errors import InputError, RunFailedError, StoppedError, StoreError, XdistError
-from cluster.runs import RUN, SEARCH, RunFolder, evaluation_key
+from cluster.errors import InputError, RunFailedError, StoppedError, StoreError, StoreRefusedError, XdistError
+from cluster.runs import RUN, SEARCH, RunFolder, StaleDriverError, evaluation_key
 from cluster.session import cluster_resources, connect, draining_nodes, hide_node_messages, worker_slots
 from cluster.store import open_store
 from tune_spaces import ledger
@@ -256,8 +256,9 @@ def _ended_in_words(record: RunRecord) -> Iterator[None]:
     except (StoppedError, RunFailedError):
         raise
     except BaseException as error:
+        status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         with suppress(XdistError):
-            record.end("failed", reason=f"{type(error).__name__}: {error}")
+            record.end(status, reason=f"{type(error).__name__}: {error}")
         raise
 
 
@@ -279,6 +280,8 @@ def _run(ray: Any, search: Search, view: SearchView, wish: StopWish, command: st
         _show(ray, search, board, view)
         try:
             search.beat()
+        except (StoreRefusedError, StaleDriverError):
+            raise
         except StoreError as error:
             if not told:
                 view.say(f"warning: search.json is not up to date: {error}")
@@ -305,7 +308,7 @@ def _show(ray: Any, search: Search, board: Any, view: SearchView) -> None:
 def _conclude(ray: Any, search: Search, plan: Plan, view: SearchView) -> Leaderboard:
     """The last word: the chosen configuration on test, once, and what is left to read."""
     again = f"The same command with run.name={plan.name} run.resume=must goes on."
-    if search.stopping:
+    if search.stopping or any(row.status == "stopped" for row in search.board().rows):
         search.publish(search.board("stopped"))
         search.finish("stopped")
         raise StoppedError(f"search {plan.name!r} stopped; its trials stopped behind checkpoints. {again}")
@@ -315,12 +318,13 @@ def _conclude(ray: Any, search: Search, plan: Plan, view: SearchView) -> Leaderb
         search.publish(search.board("failed"))
         search.finish("failed", reason="no trial finished")
         raise RunFailedError("no_trial", _nothing_finished(board))
+    search.publish(board)
     if plan.config.evaluate.test:
         view.say(f"evaluating test, once, with the best: {row.name}")
         view.show(board, {}, None, str(len(board.rows)))
         figures = _test_figures(ray, search, plan, row.name)
         board = replace(search.board("finished"), test=figures)
-    search.publish(board)
+        search.publish(board)
     search.finish("finished")
     return board
 
@@ -331,7 +335,10 @@ def _test_figures(ray: Any, search: Search, plan: Plan, name: str) -> dict[str, 
     if evaluation_key("test") not in run.read_json(RUN)["complete"]:
         scale, gpus = plan.config.scale, 1 if plan.use_gpu else 0
         task = ray.remote(num_cpus=scale.cpus_per_worker, num_gpus=gpus)(_evaluate_on_test)
-        ray.get(task.remote(run.uri))
+        try:
+            ray.get(task.remote(run.uri))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
         search.note_test(name)
     return dict(run.read_json(evaluation_key("test")))
 

@@ -132,12 +132,12 @@ def publish_leaderboard(folder: RunFolder, board: Leaderboard) -> list[str]:
     return [LEADERBOARD, table]
 
 
-def best_recipe(run: Store, board: Leaderboard, *, test: bool) -> bytes:
+def best_recipe(run: Store, board: Leaderboard, config: Config) -> bytes:
     """`best.yaml`: the chosen trial's configuration as a recipe; training it gives the trial's figures again.
 
     Args:
         run: the chosen trial's folder.
-        test: the user's `evaluate.test`, which trials have off.
+        config: of the search, for what trials have otherwise.
     """
     record = run.read_json(RUN)
     values = dict(parse_layer(run.read(CONFIG), run.locate(CONFIG)).values)
@@ -145,7 +145,8 @@ def best_recipe(run: Store, board: Leaderboard, *, test: bool) -> bytes:
     for section in ("run", "storage"):
         del values[section]
     del values["loader"]["cache_dir"]
-    values["evaluate"]["test"] = test
+    values["evaluate"]["test"] = config.evaluate.test
+    values["scale"]["wait_s"] = config.scale.wait_s
     values["train"]["micro_batch_size"] = record["micro_batch_size"]
     values = {section: dict(_changed(values[section], kept[section])) for section in values}
     row = board.row(run.name)

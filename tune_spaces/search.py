@@ -32,6 +32,7 @@ __all__ = ["Plan", "Search", "Task"]
 _Result = TypeVar("_Result")
 _HOUR_S = 3600.0
 _PAGE_S = 60.0
+_WAIT_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +62,13 @@ class Plan:
         return self.config.train.metric
 
     def trial_config(self, name: str, values: dict[str, Any], *, seed: int | None = None) -> Config:
-        """A trial's configuration: never evaluated on test, goes on where an earlier start left it."""
+        """A trial's configuration: not evaluated on test, resumable, and patient where others use the cluster too."""
         layers = [Layer(f"recipe {self.recipe}", to_dict(self.config)), values_layer(values, f"trial {name}")]
         config = load_config(Config, layers)
         train = config.train if seed is None else replace(config.train, seed=seed)
         run = replace(config.run, name=name, resume="auto")
-        return replace(config, run=run, train=train, evaluate=replace(config.evaluate, test=False))
+        scale = config.scale if config.scale.wait_s else replace(config.scale, wait_s=_WAIT_S)
+        return replace(config, run=run, train=train, scale=scale, evaluate=replace(config.evaluate, test=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +243,7 @@ class Search:
             last, board = board is not None, board or self.board()
             keys = ledger.publish_leaderboard(self.folder, board)
             if board.best:
-                recipe = ledger.best_recipe(self._run(board.best), board, test=self._plan.config.evaluate.test)
+                recipe = ledger.best_recipe(self._run(board.best), board, self._plan.config)
                 if recipe != self._published:
                     self.folder.publish(ledger.BEST, recipe)
                     self._published = recipe
