@@ -33,7 +33,7 @@ class SearchConfig:
     reduction_factor: int = 3
     """`asha`: one of so many trials goes on, each time that the epochs have grown by this factor."""
     concurrency: int = 0
-    """Trials at a time; 0 is as many as the cluster has room for."""
+    """Trials at a time, and never more than the cluster has room for; 0 is as many as that."""
     repeat_top: int = 0
     """Trained again with other seeds at the end: so many of the best."""
     repeat_seeds: int = 3

@@ -213,7 +213,7 @@ def _plan(ray: Any, draft: _Draft) -> Plan:
         search=draft.tune.search,
         located=draft.space.locate(draft.config),
         direction="minimize" if lower_is_better(draft.config.train.metric) else "maximize",
-        concurrency=draft.tune.search.concurrency or max(1, room),
+        concurrency=max(1, min(draft.tune.search.concurrency or room, room)),
         use_gpu=use_gpu,
     )
 

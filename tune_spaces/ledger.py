@@ -50,7 +50,8 @@ _LONGEST_NAME = 36
 
 def trial_name(number: int, values: Mapping[str, Any]) -> str:
     """A run folder's name that tells what the trial is: `0007-resnet50-lr0.0031-alpha0.5`."""
-    words = [f"{number:04d}", *(_word(key, value) for key, value in values.items())]
+    # By key, not by the space file's order, which may change from start to start.
+    words = [f"{number:04d}", *(_word(key, values[key]) for key in sorted(values))]
     while len("-".join(words)) > _LONGEST_NAME:
         words.pop()
     return "-".join(words)

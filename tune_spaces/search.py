@@ -182,12 +182,18 @@ class Search:
         new = figure is not None and math.isfinite(figure) and self._study.report(number, epochs, figure)
         if epochs < all_epochs:
             verdict = self._spent()
-            if not verdict and new and self._study.should_stop(number):
+            if not verdict and new and not self._is_own(number) and self._study.should_stop(number):
                 verdict = f"{self._plan.search.scheduler} after epoch {epochs}"
             if verdict:
                 self._verdicts[name] = verdict
                 self._study.note_verdict(number, verdict)
         self._keep_journal()
+
+    def _is_own(self, number: int) -> bool:
+        """Whether a trial has the recipe's own values: it runs to its end, for the others to be compared with."""
+        located = self._plan.located
+        values = next((asked.values for asked in self._study.running() if asked.number == number), None)
+        return not located.outside and values == located.values
 
     def end(self, name: str, reason: str = "") -> None:
         """A trial is at work no more; what came of it is in its run folder.
@@ -303,8 +309,9 @@ class Search:
         for told in self._study.told():
             run = self._run(ledger.trial_name(told.number, told.values))
             row = ledger.read_trial(run, self._plan.metric, number=told.number, values=told.values, reason=told.reason)
-            if row.status != told.status:  # finished without a figure
-                row = replace(row, status=told.status, reason=told.reason)
+            if row.status != told.status:  # finished without a figure, or its folder is gone
+                reason = told.reason or "its run folder is not there any more"
+                row = replace(row, status=told.status, reason=reason, figure=told.figure, curve=told.figures)
             self._rows[told.number] = row
         for asked in self._study.running():
             name = ledger.trial_name(asked.number, asked.values)

@@ -132,6 +132,25 @@ def test_an_epoch_that_nobody_judged_is_judged_by_the_next_start(tmp_path: Path)
     assert again.is_pruned(second.name)
 
 
+def test_a_space_file_in_another_order_is_the_same_search(tmp_path: Path) -> None:
+    """Trials keep their names, and so their folders."""
+    run_all(open_search(tmp_path, trials=3))
+    turned = write_space("optim.name: {choice: [adamw, sgd]}\noptim.lr: {loguniform: [1.0e-4, 1.0]}")
+    again = open_search(tmp_path, trials=3, space=turned)
+    assert _facts(open_search(tmp_path, trials=3).board()) == _facts(again.board())
+    assert again.next() is None
+
+
+def test_the_recipes_own_trial_is_never_stopped_for_its_figure(tmp_path: Path) -> None:
+    """The others are compared with it, also where they report before it."""
+    search = open_search(tmp_path, scheduler="asha", concurrency=2)
+    own, other = search.next(), search.next()
+    assert own is not None
+    assert other is not None
+    assert not search.report(other.name, 1, 0.9)
+    assert not search.report(own.name, 1, 0.1)
+
+
 def test_a_stopped_trial_goes_on(tmp_path: Path) -> None:
     """Under its name, before any new one."""
     search = open_search(tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cluster.errors import InputError
-from cluster.runs import RunFolder
+from cluster.runs import SEARCH, RunFolder
 from cluster.session import ClusterResources, on_each_node
 from cluster.store import Store, open_store
 from dataloading.dataset import Dataset, open_dataset
@@ -92,6 +92,8 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _check_name(config: Config, folder: RunFolder, place: Store) -> dict[str, Any]:
     """What `run.json` said before this start; empty for a new run."""
+    if folder.store.exists(SEARCH):
+        raise InputError(f"run.name {folder.name!r}: {folder.store.uri} holds a search. Choose another name.")
     exists = folder.exists()
     if exists and config.run.resume == "never":
         raise InputError(
