@@ -32,7 +32,7 @@ from tests.end_to_end.faults import (
 from tests.end_to_end.small import Train
 from xdist_train.training import worker
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

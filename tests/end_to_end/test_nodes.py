@@ -23,7 +23,7 @@ from tests.end_to_end.small import Train
 from tests.nodes import Node, Nodes
 from tests.seaweed import S3Server
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ from tune_spaces.leaderboard import TrialRow
 from xdist_train.config import resolve_config
 from xdist_train.training.launch import launch
 
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
 Tune = Callable[..., SearchResult]
 
 # Two that train, one whose loss is not finite, and one that its launch refuses: there are three classes.
@@ -178,7 +180,6 @@ def _by_number(result: SearchResult) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_killed_search_goes_on(
     tune: Tune, bands: Dataset, whole_storage: Path, tmp_path: Path, ray_cluster: Any
 ) -> None:
@@ -203,7 +204,6 @@ def test_a_killed_search_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_search_that_is_told_to_stop_stops_behind_checkpoints(
     tune: Tune, bands: Dataset, whole_storage: Path, tmp_path: Path, ray_cluster: Any
 ) -> None:

@@ -20,7 +20,7 @@ from tests.end_to_end.commands import SMALL, xdist_train
 from tests.end_to_end.reader import Reader, check_all, named_checkpoints
 from tests.seaweed import ACCESS_KEY, SECRET_KEY, S3Server
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 _AWAY_S = 30.0
 # Large pictures, so that three epochs last longer than it takes to see the first checkpoint.
