@@ -27,6 +27,7 @@ __all__ = [
     "on_each_node",
     "on_nodes",
     "set_start_limit",
+    "start_here",
     "worker_slots",
 ]
 
@@ -199,6 +200,14 @@ def hide_node_messages() -> None:
     from ray._private import worker
 
     worker._worker_logs_enabled = False
+
+
+def start_here(ray: Any, actor: type, name: str | None = None) -> Any:
+    """A small actor on this driver's node, where it is not lost with a worker's; its handle."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(actor).options(name=name, scheduling_strategy=here).remote()
 
 
 def worker_slots(ray: Any, resources: ClusterResources, cpus: float, gpus: float) -> int:

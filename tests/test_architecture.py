@@ -60,6 +60,6 @@ def test_the_loop_and_the_search_know_no_ray() -> None:
     users = {
         str(path.relative_to(_ROOT)) for path in _modules() if "ray" in {name.split(".")[0] for name in _imports(path)}
     }
-    training = {f"xdist_train/training/{name}.py" for name in ("launch", "job", "group_events", "worker")}
-    search = {f"tune_spaces/{name}.py" for name in ("launch", "tuner", "trial")}
+    training = {f"xdist_train/training/{name}.py" for name in ("job", "group_events", "worker")}
+    search = {f"tune_spaces/{name}.py" for name in ("tuner", "trial")}
     assert {"cluster/session.py"} | training | search == users

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from xdist_train.training.messages import Ending
 
 if TYPE_CHECKING:
     from tune_spaces.trial import TrialOrder
 
-__all__ = ["EPOCH", "FIGURE", "TRIAL", "Board", "Verdict"]
+__all__ = ["EPOCH", "FIGURE", "TRIAL", "Board"]
 
-Verdict = Literal["stopped", "pruned"]
 # Keys of a trial's config and of its reports in Tune.
 TRIAL, EPOCH, FIGURE = "trial", "epoch", "figure"
 
@@ -21,7 +22,7 @@ class Board:
     def __init__(self) -> None:
         self._orders: dict[str, TrialOrder] = {}
         self._texts: dict[str, str] = {}
-        self._verdicts: dict[str, Verdict] = {}
+        self._verdicts: dict[str, Ending] = {}
         self._reasons: dict[str, str] = {}
         self._stopping = False
 
@@ -42,11 +43,11 @@ class Board:
         """All trials are to stop behind a checkpoint."""
         self._stopping = True
 
-    def verdict(self, name: str) -> Verdict | None:
+    def verdict(self, name: str) -> Ending | None:
         """Whether a trial is to end, and as what."""
         return self._verdicts.get(name) or ("stopped" if self._stopping else None)
 
-    def show(self, name: str, text: str) -> Verdict | None:
+    def show(self, name: str, text: str) -> Ending | None:
         """Where a trial stands, in words; its verdict."""
         self._texts[name] = text
         return self.verdict(name)

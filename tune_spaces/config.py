@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from xdist_train.config import Config
+from xdist_train.config import Config, at_least
 
 __all__ = ["SearchConfig", "TuneConfig"]
 
@@ -40,12 +40,8 @@ class SearchConfig:
     """Seeds of each of these in all, the trial's own with them."""
 
     def __post_init__(self) -> None:
-        limits = {"trials": 0, "hours": 0, "gpu_hours": 0, "seed": 0, "num_points": 1, "grace_epochs": 1}
-        limits |= {"reduction_factor": 2, "concurrency": 0, "repeat_top": 0, "repeat_seeds": 2}
-        for name, limit in limits.items():
-            value = getattr(self, name)
-            if not value >= limit:
-                raise ValueError(f"search.{name} must be {limit} or more, not {value}")
+        at_least("search", self, trials=0, hours=0, gpu_hours=0, seed=0, num_points=1, grace_epochs=1)
+        at_least("search", self, reduction_factor=2, concurrency=0, repeat_top=0, repeat_seeds=2)
         if not (self.trials or self.hours or self.gpu_hours or self.sampler == "grid"):
             raise ValueError("search.trials=0 has no end: give search.hours or search.gpu_hours")
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from cluster.config import Layer, load_config, parse_overrides, to_dict
 from cluster.errors import InputError, RunFailedError, StoppedError, StoreError, StoreRefusedError, XdistError
 from cluster.runs import RUN, SEARCH, RunFolder, StaleDriverError, evaluation_key
-from cluster.session import cluster_resources, connect, draining_nodes, hide_node_messages, worker_slots
+from cluster.session import cluster_resources, connect, draining_nodes, hide_node_messages, start_here, worker_slots
 from cluster.store import open_store
 from tune_spaces import ledger
 from tune_spaces.board import Board
@@ -71,6 +71,8 @@ class _Draft:
     prepared: Prepared
     folder: RunFolder
     earlier: dict[str, Any]
+    samples: list[tuple[str, Config]]
+    """Configurations that together hold all that the space may bring, with what to call each."""
 
 
 def run_search(recipe: str, overrides: Sequence[str], *, command: str, console: Console) -> SearchResult:
@@ -116,7 +118,7 @@ def run_search(recipe: str, overrides: Sequence[str], *, command: str, console: 
         with _ended_in_words(record):
             search = Search(plan, study, record, journal, changed=view.say)
             _run(ray, search, view, wish, command)
-            board = _conclude(ray, search, plan, view)
+            board = _conclude(ray, search, view)
     return SearchResult(record.folder.store.uri, board)
 
 
@@ -137,7 +139,14 @@ def _draft(recipe: str, overrides: Sequence[str]) -> _Draft:
     prepared = prepare(probe, "check", folder.store.child(ledger.TRIALS))
     check_identity(name, earlier, prepared.identity)
     draft = _Draft(
-        recipe=recipe, tune=tune, config=config, space=space, prepared=prepared, folder=folder, earlier=earlier
+        recipe=recipe,
+        tune=tune,
+        config=config,
+        space=space,
+        prepared=prepared,
+        folder=folder,
+        earlier=earlier,
+        samples=list(_samples(recipe, config, space)),
     )
     _check_networks(draft)
     return draft
@@ -158,18 +167,17 @@ def _check_name(folder: RunFolder, resume: str) -> dict[str, Any]:
     return folder.read_record()
 
 
-def _samples(draft: _Draft) -> Iterator[tuple[str, Config]]:
-    """Configurations that together hold all that the space may bring, with what to call each."""
-    base = Layer(f"recipe {draft.recipe}", to_dict(draft.config))
-    for key, values in samples(draft.space, draft.space.locate(draft.config)):
-        config = load_config(Config, [base, values_layer(values, draft.space.source)])
-        yield f"{draft.space.source}: {key}={values[key]}", with_absolute_paths(config)
+def _samples(recipe: str, config: Config, space: Space) -> Iterator[tuple[str, Config]]:
+    base = Layer(f"recipe {recipe}", to_dict(config))
+    for key, values in samples(space, space.locate(config)):
+        sample = load_config(Config, [base, values_layer(values, space.source)])
+        yield f"{space.source}: {key}={values[key]}", with_absolute_paths(sample)
 
 
 def _check_networks(draft: _Draft) -> None:
     """Every network of the space can be built, and its first weights are there."""
     seen = {(draft.config.model, draft.config.loader.image_size)}
-    for source, config in _samples(draft):
+    for source, config in draft.samples:
         facts = (config.model, config.loader.image_size)
         if facts not in seen:
             seen.add(facts)
@@ -192,7 +200,7 @@ def _plan(ray: Any, draft: _Draft) -> Plan:
     use_gpu = check_fit(draft.config, dataset, resources)
     slots = worker_slots(ray, resources, draft.config.scale.cpus_per_worker, 1.0 if use_gpu else 0.0)
     room = slots // draft.config.scale.most
-    for source, config in _samples(draft):
+    for source, config in draft.samples:
         if config.scale != draft.config.scale:
             with _named(source):
                 gpu = check_fit(config, dataset, resources)
@@ -266,7 +274,7 @@ def _run(ray: Any, search: Search, view: SearchView, wish: StopWish, command: st
     """Trials until there are no more, or a stop is asked for."""
     from tune_spaces.tuner import TuneJob
 
-    board, told = _start_board(ray), False
+    board, told = start_here(ray, Board), False
     here = ray.get_runtime_context().get_node_id()
     failures = search.plan.config.failure.max_failures
     job = TuneJob(ray, search, board, max_failures=failures, command=command)
@@ -289,24 +297,16 @@ def _run(ray: Any, search: Search, view: SearchView, wish: StopWish, command: st
     _show(ray, search, board, view)
 
 
-def _start_board(ray: Any) -> Any:
-    """On the driver's node: it must not be lost with a worker's."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
-
-
 def _show(ray: Any, search: Search, board: Any, view: SearchView) -> None:
     now, limits = search.board(), search.plan.search
     left_s = None if search.stopping else estimate_left(now, limits.trials, limits.hours)
-    view.show(
-        now, ray.get(board.texts.remote()), left_s, str(limits.trials) if limits.trials else "all it has time for"
-    )
+    limit = str(limits.trials) if limits.trials else "all it has time for"
+    view.show(now, ray.get(board.texts.remote()), left_s, limit)
 
 
-def _conclude(ray: Any, search: Search, plan: Plan, view: SearchView) -> Leaderboard:
+def _conclude(ray: Any, search: Search, view: SearchView) -> Leaderboard:
     """The last word: the chosen configuration on test, once, and what is left to read."""
+    plan = search.plan
     again = f"The same command with run.name={plan.name} run.resume=must goes on."
     if search.stopping or any(row.status == "stopped" for row in search.board().rows):
         search.publish(search.board("stopped"))
@@ -322,18 +322,18 @@ def _conclude(ray: Any, search: Search, plan: Plan, view: SearchView) -> Leaderb
     if plan.config.evaluate.test:
         view.say(f"evaluating test, once, with the best: {row.name}")
         view.show(board, {}, None, str(len(board.rows)))
-        figures = _test_figures(ray, search, plan, row.name)
+        figures = _test_figures(ray, search, row.name)
         board = replace(search.board("finished"), test=figures)
         search.publish(board)
     search.finish("finished")
     return board
 
 
-def _test_figures(ray: Any, search: Search, plan: Plan, name: str) -> dict[str, Any]:
+def _test_figures(ray: Any, search: Search, name: str) -> dict[str, Any]:
     """The chosen trial's figures on test: once, also over several starts, on a worker's resources."""
     run = search.folder.store.child(ledger.TRIALS).child(name)
     if evaluation_key("test") not in run.read_json(RUN)["complete"]:
-        scale, gpus = plan.config.scale, 1 if plan.use_gpu else 0
+        scale, gpus = search.plan.config.scale, 1 if search.plan.use_gpu else 0
         task = ray.remote(num_cpus=scale.cpus_per_worker, num_gpus=gpus)(_evaluate_on_test)
         try:
             ray.get(task.remote(run.uri))

@@ -2,7 +2,7 @@
 
     <storage>/<search>/search.json       status, settings, trials, best                    replaced whole
                        journal.jsonl     Optuna's journal: what was asked and told         replaced whole, at each
-                       trials/<name>/    run folders, one a trial                          trial's start and end
+                       trials/<name>/    run folders, one a trial                          start, epoch and end
                        repeats/<name>/   run folders of the best with other seeds
                        leaderboard.parquet .csv, report.html, best.yaml, tensorboard/
 
@@ -34,7 +34,6 @@ __all__ = [
     "TENSORBOARD",
     "TRIALS",
     "best_recipe",
-    "epoch_figures",
     "events_key",
     "fetch_journal",
     "publish_leaderboard",
@@ -46,12 +45,14 @@ __all__ = [
 JOURNAL, TRIALS, REPEATS = "journal.jsonl", "trials", "repeats"
 LEADERBOARD, BEST, REPORT, TENSORBOARD = "leaderboard.parquet", "best.yaml", "report.html", "tensorboard"
 _LONGEST_NAME = 36
+_NAMED_FIRST = ("model", "optim")
 
 
 def trial_name(number: int, values: Mapping[str, Any]) -> str:
     """A run folder's name that tells what the trial is: `0007-resnet50-lr0.0031-alpha0.5`."""
-    # By key, not by the space file's order, which may change from start to start.
-    words = [f"{number:04d}", *(_word(key, values[key]) for key in sorted(values))]
+    # Not in the space file's order, which may change from start to start.
+    keys = sorted(values, key=lambda key: (key.partition(".")[0] not in _NAMED_FIRST, key))
+    words = [f"{number:04d}", *(_word(key, values[key]) for key in keys)]
     while len("-".join(words)) > _LONGEST_NAME:
         words.pop()
     return "-".join(words)
@@ -76,7 +77,7 @@ def fetch_journal(folder: RunFolder, path: Path) -> None:
         path.write_bytes(folder.store.read(JOURNAL))
 
 
-def epoch_figures(run: Store, metric: str) -> dict[int, float]:
+def _epoch_figures(run: Store, metric: str) -> dict[int, float]:
     """The metric on val by epochs done, from a run's history; what is not a number is left out."""
     if not run.exists(METRICS):
         return {}
@@ -101,7 +102,7 @@ def read_trial(
         status, reason = "failed", reason or "its driver was lost, and no other took it over"
     if status == "failed" and record.get("reason"):
         reason = f"{record['reason']['kind']}: {record['reason']['message']}"
-    selected, seconds, curve = record.get("selected"), record.get("seconds", {}), epoch_figures(run, metric)
+    selected, seconds, curve = record.get("selected"), record.get("seconds", {}), _epoch_figures(run, metric)
     return TrialRow(
         number=number,
         name=run.name,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from cluster.config import Layer, load_config, to_dict
 from cluster.errors import XdistError
@@ -29,7 +29,6 @@ from xdist_train.training.record import RunRecord
 
 __all__ = ["Plan", "Search", "Task"]
 
-_Result = TypeVar("_Result")
 _HOUR_S = 3600.0
 _PAGE_S = 60.0
 _WAIT_S = 3600.0
@@ -61,7 +60,11 @@ class Plan:
         """The figure on val that trials are judged by."""
         return self.config.train.metric
 
-    def trial_config(self, name: str, values: dict[str, Any], *, seed: int | None = None) -> Config:
+    def is_own(self, values: Mapping[str, Any]) -> bool:
+        """Whether a trial's values are the recipe's own."""
+        return not self.located.outside and values == self.located.values
+
+    def trial_config(self, name: str, values: Mapping[str, Any], *, seed: int | None = None) -> Config:
         """A trial's configuration: not evaluated on test, resumable, and patient where others use the cluster too."""
         layers = [Layer(f"recipe {self.recipe}", to_dict(self.config)), values_layer(values, f"trial {name}")]
         config = load_config(Config, layers)
@@ -80,6 +83,8 @@ class Task:
     place: str
     """Key of the folder of its run folder: trials or repeats."""
     number: int
+    """Of the trial."""
+    values: Mapping[str, Any]
     """Of the trial."""
     config: Config
     started: float = 0.0
@@ -117,7 +122,6 @@ class Search:
         self._left: list[Task] = []
         self._repeats: list[Task] | None = None
         self._verdicts: dict[str, str] = {}
-        self._published: bytes | None = None
         self._drawn = self._began
         self.stopping = False
         """Whether no more trials are to start."""
@@ -168,32 +172,29 @@ class Search:
         with self._lock:
             task = self._live[name]
             if task.place == ledger.TRIALS:
-                self._judge(task.number, name, epochs, figure, task.config.train.epochs)
+                self._judge(task, epochs, figure)
             return name in self._verdicts
 
     def is_pruned(self, name: str) -> bool:
         """Whether it was decided that a trial stops early."""
         return name in self._verdicts
 
-    def _judge(self, number: int, name: str, epochs: int, figure: float | None, all_epochs: int) -> None:
-        """Each epoch of a trial is judged once, also over several starts, and none after a verdict."""
-        if name in self._verdicts:
+    def _judge(self, task: Task, epochs: int, figure: float | None) -> None:
+        """Each epoch of a trial is judged once, also over several starts, and none after a verdict.
+
+        The recipe's own trial runs to its end, whatever the scheduler says: the others are compared with it.
+        """
+        if task.name in self._verdicts:
             return
-        new = figure is not None and math.isfinite(figure) and self._study.report(number, epochs, figure)
-        if epochs < all_epochs:
+        new = figure is not None and math.isfinite(figure) and self._study.report(task.number, epochs, figure)
+        if epochs < task.config.train.epochs:
             verdict = self._spent()
-            if not verdict and new and not self._is_own(number) and self._study.should_stop(number):
+            if not verdict and new and not self._plan.is_own(task.values) and self._study.should_stop(task.number):
                 verdict = f"{self._plan.search.scheduler} after epoch {epochs}"
             if verdict:
-                self._verdicts[name] = verdict
-                self._study.note_verdict(number, verdict)
+                self._verdicts[task.name] = verdict
+                self._study.note_verdict(task.number, verdict)
         self._keep_journal()
-
-    def _is_own(self, number: int) -> bool:
-        """Whether a trial has the recipe's own values: it runs to its end, for the others to be compared with."""
-        located = self._plan.located
-        values = next((asked.values for asked in self._study.running() if asked.number == number), None)
-        return not located.outside and values == located.values
 
     def end(self, name: str, reason: str = "") -> None:
         """A trial is at work no more; what came of it is in its run folder.
@@ -204,7 +205,7 @@ class Search:
         with self._lock:
             task = self._live.pop(name)
             if task.place == ledger.TRIALS:
-                self._settle(task.number, name, reason or self._verdicts.get(name, ""))
+                self._settle(task.number, task.values, reason or self._verdicts.get(name, ""))
                 self._publish_events(task.number)
             else:
                 self._note_repeats()
@@ -216,11 +217,9 @@ class Search:
     def board(self, status: str = "running") -> Leaderboard:
         """The leaderboard as it is now."""
         with self._lock:
-            rows = {**self._rows, **{row.number: row for row in self._unfinished()}}
-            ranked = rank(list(rows.values()), self._plan.direction)
+            ranked = rank([*self._rows.values(), *self._unfinished()], self._plan.direction)
             best = next((row.name for row in ranked if row.status == "finished" and row.figure is not None), None)
-            located = self._plan.located
-            own = [row.name for row in ranked if not located.outside and dict(row.values) == located.values]
+            own = next((row.name for row in ranked if self._plan.is_own(row.values)), None)
             return Leaderboard(
                 name=self._plan.name,
                 recipe=self._plan.recipe,
@@ -231,8 +230,8 @@ class Search:
                 status=status,
                 rows=ranked,
                 best=best,
-                own=own[0] if own else None,
-                outside=dict(located.outside),
+                own=own,
+                outside=dict(self._plan.located.outside),
                 tested=tuple(self._record.values["tested"]),
                 seconds=self.seconds,
                 workers=self._plan.config.scale.most,
@@ -249,10 +248,7 @@ class Search:
             last, board = board is not None, board or self.board()
             keys = ledger.publish_leaderboard(self.folder, board)
             if board.best:
-                recipe = ledger.best_recipe(self._run(board.best), board, self._plan.config)
-                if recipe != self._published:
-                    self.folder.publish(ledger.BEST, recipe)
-                    self._published = recipe
+                self.folder.publish(ledger.BEST, ledger.best_recipe(self._run(board.best), board, self._plan.config))
                 keys.append(ledger.BEST)
             if last or self._clock() - self._drawn > _PAGE_S:
                 self.folder.publish(ledger.REPORT, search_report(board, self._plan.space_keys).encode())
@@ -292,16 +288,15 @@ class Search:
 
     def _unfinished(self) -> list[TrialRow]:
         """Rows of trials that were asked for and have not ended."""
-        unfinished = {asked.number: asked for asked in self._study.running()}
+        named = {ledger.trial_name(asked.number, asked.values): asked for asked in self._study.running()}
         return [
             TrialRow(
-                number=number,
-                name=ledger.trial_name(number, asked.values),
-                status="running" if ledger.trial_name(number, asked.values) in self._live else "stopped",
+                number=asked.number,
+                name=name,
+                status="running" if name in self._live else "stopped",
                 values=asked.values,
             )
-            for number, asked in unfinished.items()
-            if number not in self._rows
+            for name, asked in named.items()
         ]
 
     def _read_back(self) -> None:
@@ -319,7 +314,7 @@ class Search:
                 self._run(name), self._plan.metric, number=asked.number, values=asked.values, ended=False
             )
             if row.status in ("finished", "pruned", "failed"):  # ended, and its driver died before it could tell
-                self._settle(asked.number, name, asked.verdict)
+                self._settle(asked.number, asked.values, asked.verdict)
                 continue
             task = self._task(asked)
             if task is None:
@@ -327,14 +322,14 @@ class Search:
             if asked.verdict:
                 self._verdicts[name] = asked.verdict
             for epochs, figure in sorted(row.curve.items()):
-                self._judge(asked.number, name, epochs, figure, task.config.train.epochs)
+                self._judge(task, epochs, figure)
             self._left.append(task)
         self._note_repeats()
 
-    def _settle(self, number: int, name: str, reason: str) -> None:
+    def _settle(self, number: int, values: Mapping[str, Any], reason: str) -> None:
         """A trial's end, as its run folder has it, into the study and the leaderboard."""
-        asked = next(asked for asked in self._study.running() if asked.number == number)
-        row = ledger.read_trial(self._run(name), self._plan.metric, number=number, values=asked.values, reason=reason)
+        run = self._run(ledger.trial_name(number, values))
+        row = ledger.read_trial(run, self._plan.metric, number=number, values=values, reason=reason)
         if row.status == "stopped":
             return  # it goes on in the next start
         if row.status == "finished" and row.figure is None:
@@ -371,7 +366,7 @@ class Search:
                 number=asked.number, name=name, status="failed", reason=str(error), values=asked.values
             )
             return None
-        return Task(name=name, place=ledger.TRIALS, number=asked.number, config=config)
+        return Task(name=name, place=ledger.TRIALS, number=asked.number, values=asked.values, config=config)
 
     def _ask(self) -> Asked | None:
         limit = self._plan.search.trials
@@ -389,8 +384,8 @@ class Search:
         for row, seed, name in self._repeat_names():
             if any(repeat.name == name and repeat.figure is not None for repeat in row.repeats):
                 continue
-            config = self._plan.trial_config(name, dict(row.values), seed=seed)
-            tasks.append(Task(name=name, place=ledger.REPEATS, number=row.number, config=config))
+            config = self._plan.trial_config(name, row.values, seed=seed)
+            tasks.append(Task(name=name, place=ledger.REPEATS, number=row.number, values=row.values, config=config))
         return tasks
 
     def _repeat_names(self) -> list[tuple[TrialRow, int, str]]:
@@ -398,7 +393,7 @@ class Search:
         search = self._plan.search
         ended = [replace(row, repeats=()) for row in self._rows.values() if row.status == "finished"]
         best = [self._rows[row.number] for row in rank(ended, self._plan.direction)[: search.repeat_top]]
-        own = [self._plan.trial_config(row.name, dict(row.values)).train.seed for row in best]
+        own = [self._plan.trial_config(row.name, row.values).train.seed for row in best]
         return [
             (row, seed, f"{row.number:04d}-seed{seed}")
             for row, first in zip(best, own, strict=True)
@@ -442,10 +437,10 @@ def _said(task: Task, row: TrialRow, metric: str) -> str:
     """How a trial ended, on one line."""
     if task.place == ledger.REPEATS:
         repeat = next((repeat for repeat in row.repeats if repeat.name == task.name), None)
-        figure = repeat.figure if repeat else None
-        return f"repeat {task.name}: " + (f"{metric} {figure:.4f}" if figure is not None else "failed")
-    figure_text = f"{metric} {row.figure:.4f}" if row.figure is not None else ""
-    at = f" (epoch {row.selected_epoch})" if row.selected_epoch else ""
-    words = {"finished": "finished", "pruned": f"stopped early, {row.reason}:", "failed": f"failed: {row.reason}"}
-    text = f"{words.get(row.status, row.status)} {figure_text}{at}" if row.status != "failed" else words["failed"]
-    return f"trial {row.name} {text}".rstrip()
+        came_to = f"{metric} {repeat.figure:.4f}" if repeat and repeat.figure is not None else "failed"
+        return f"repeat {task.name}: {came_to}"
+    if row.status == "failed":
+        return f"trial {row.name} failed: {row.reason}"
+    how = f"stopped early, {row.reason}:" if row.status == "pruned" else row.status
+    figure = f" {metric} {row.figure:.4f} (epoch {row.selected_epoch})" if row.figure is not None else ""
+    return f"trial {row.name} {how}{figure}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray import tune
@@ -16,7 +16,7 @@ from tune_spaces.board import EPOCH, FIGURE, TRIAL
 from xdist_train.config import Config
 from xdist_train.training.launch import launch
 from xdist_train.training.live import phase_text, progress_text
-from xdist_train.training.messages import MonitorView
+from xdist_train.training.messages import Ending, MonitorView
 
 __all__ = ["TrialOrder", "run_trial"]
 
@@ -64,9 +64,9 @@ class _Guide:
     def __init__(self, order: TrialOrder, board: Any) -> None:
         self._order, self._board = order, board
         self._reported = 0
-        self._verdict: Literal["stopped", "pruned"] | None = None
+        self._verdict: Ending | None = None
 
-    def look(self, view: MonitorView) -> Literal["stopped", "pruned"] | None:
+    def look(self, view: MonitorView) -> Ending | None:
         """Hand on what is new; what the search wants."""
         for row in view.epoch_rows[self._reported :]:
             if self._verdict:

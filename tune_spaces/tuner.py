@@ -23,7 +23,7 @@ from tune_spaces.trial import TrialOrder, run_trial
 
 __all__ = ["TuneJob"]
 
-# Nothing of a trial's process but a place on the head node, where the search's driver is: its workers take their own.
+# Nothing for a trial's process but a place on the head node, which stays: its workers take their own.
 _TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
 _LOST = "the process that drove it ended, again and again (out of memory?)"
 

@@ -29,6 +29,7 @@ __all__ = [
     "ScheduleConfig",
     "StorageConfig",
     "TrainConfig",
+    "at_least",
     "identity",
     "identity_digest",
     "narrow",
@@ -37,7 +38,8 @@ __all__ = [
 ]
 
 
-def _at_least(section: str, config: object, **limits: float) -> None:
+def at_least(section: str, config: object, **limits: float) -> None:
+    """Raises ValueError, as a section's check does, for the first named value that is below its limit."""
     for name, limit in limits.items():
         value = getattr(config, name)
         if not value >= limit:
@@ -66,7 +68,7 @@ class ModelConfig:
             raise ValueError("model.backbone must name a network")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must lie in 0..1 (below 1), not {self.dropout}")
-        _at_least("model", self, hidden=0)
+        at_least("model", self, hidden=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ class LossConfig:
             raise ValueError("loss.class_weight_list goes with loss.class_weights=list, and only with it")
         if any(not weight > 0 for weight in self.class_weight_list):
             raise ValueError(f"loss.class_weight_list must be above 0, not {list(self.class_weight_list)}")
-        _at_least("loss", self, focal_gamma=0)
+        at_least("loss", self, focal_gamma=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,7 @@ class OptimConfig:
             raise ValueError("optim.nesterov needs optim.momentum above 0")
         if not self.eps > 0:
             raise ValueError(f"optim.eps must be above 0, not {self.eps}")
-        _at_least("optim", self, weight_decay=0)
+        at_least("optim", self, weight_decay=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,7 @@ class ScheduleConfig:
             raise ValueError(f"schedule.gamma must lie in 0..1 (above 0), not {self.gamma}")
         if not 0 <= self.min_factor <= 1:
             raise ValueError(f"schedule.min_factor must lie in 0..1, not {self.min_factor}")
-        _at_least("schedule", self, warmup_epochs=0, step_epochs=1, patience=0)
+        at_least("schedule", self, warmup_epochs=0, step_epochs=1, patience=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,7 @@ class EarlyStoppingConfig:
     """Least change that counts as improvement."""
 
     def __post_init__(self) -> None:
-        _at_least("early_stopping", self, patience=0, min_delta=0)
+        at_least("early_stopping", self, patience=0, min_delta=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +195,8 @@ class TrainConfig:
     """Steps between two rows of kind `step` in metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        _at_least("train", self, epochs=1, batch_size=1, accumulation_steps=1, micro_batch_size=0)
-        _at_least("train", self, clip_norm=0, seed=0, log_every_steps=1)
+        at_least("train", self, epochs=1, batch_size=1, accumulation_steps=1, micro_batch_size=0)
+        at_least("train", self, clip_norm=0, seed=0, log_every_steps=1)
         if self.micro_batch_size > self.batch_size * self.accumulation_steps:
             raise ValueError(
                 f"train.micro_batch_size {self.micro_batch_size} is larger than a step "
@@ -224,7 +226,7 @@ class ScaleConfig:
         ends = self.num_workers if isinstance(self.num_workers, list | tuple) else [self.num_workers]
         if len(ends) not in (1, 2) or not all(type(end) is int and end >= 1 for end in ends) or ends[0] > ends[-1]:
             raise ValueError(f"scale.num_workers must be a number above 0, or [least, most], not {self.num_workers!r}")
-        _at_least("scale", self, cpus_per_worker=1, wait_s=0)
+        at_least("scale", self, cpus_per_worker=1, wait_s=0)
 
     @property
     def least(self) -> int:
@@ -247,7 +249,7 @@ class CheckpointConfig:
     """Newest checkpoints kept."""
 
     def __post_init__(self) -> None:
-        _at_least("checkpoint", self, every_steps=0, keep=1)
+        at_least("checkpoint", self, every_steps=0, keep=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +264,7 @@ class FailureConfig:
     until a process's first step is done, and 120 more while it saves."""
 
     def __post_init__(self) -> None:
-        _at_least("failure", self, max_failures=0, hang_s=5)
+        at_least("failure", self, max_failures=0, hang_s=5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +277,7 @@ class EvaluateConfig:
     """Resamples of patients for the 95 % intervals."""
 
     def __post_init__(self) -> None:
-        _at_least("evaluate", self, bootstrap=100)
+        at_least("evaluate", self, bootstrap=100)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 Trials take turns by a clock that counts epochs, as if each epoch of each configuration took as long. One at a time,
 the calls of the study are those of a real search (`tune_spaces.search`): a report and a question behind each epoch
-but the last, after which a trial is complete with the figure of its best epoch.
+but the last, after which a trial is complete with the figure of its best epoch; the recipe's own is never stopped.
 """
 
 from __future__ import annotations
@@ -105,14 +105,22 @@ def replay(
         grace_epochs=grace_epochs,
         reduction_factor=reduction_factor,
     )
-    return _Replaying(table, study, trials, concurrency).run(epochs_budget)
+    own_values = space.values_of(own) if own else None
+    return _Replaying(table, study, own_values, trials, concurrency).run(epochs_budget)
 
 
 class _Replaying:
     """One call of `replay`."""
 
-    def __init__(self, table: SearchTable, study: Study, num_trials: int | None, concurrency: int) -> None:
-        self._table, self._study = table, study
+    def __init__(
+        self,
+        table: SearchTable,
+        study: Study,
+        own: dict[str, Any] | None,
+        num_trials: int | None,
+        concurrency: int,
+    ) -> None:
+        self._table, self._study, self._own = table, study, own
         self._num_trials, self._concurrency = num_trials, concurrency
         self._trials: dict[int, ReplayedTrial] = {}
 
@@ -163,7 +171,7 @@ class _Replaying:
             assert trial.figure is not None
             self._study.complete(trial.number, trial.figure)
             return replace(trial, status="finished")
-        if self._study.should_stop(trial.number):
+        if trial.values != self._own and self._study.should_stop(trial.number):
             self._study.prune(trial.number)
             return replace(trial, status="pruned")
         return trial

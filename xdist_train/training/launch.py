@@ -18,7 +18,7 @@ from rich.console import Console
 from cluster.config import dump_yaml
 from cluster.errors import InputError, RunFailedError, StoppedError, XdistError
 from cluster.runs import CONFIG, RunFolder, evaluation_key
-from cluster.session import ClusterResources, cluster_resources, connect
+from cluster.session import ClusterResources, cluster_resources, connect, start_here
 from cluster.store import Store
 from dataloading.dataset import SPLITS
 from xdist_train.config import Config, identity_digest
@@ -88,7 +88,7 @@ def launch(
             raise StoppedError("stopped before the run began; nothing was written.")
         record = _claim(config, prepared, command, parent, resources, use_gpu)
         console.print(f"run folder: {prepared.folder.store.uri}", highlight=False, markup=False, soft_wrap=True)
-        monitor = _start_monitor(ray, record.folder)
+        monitor = start_here(ray, RunMonitor, f"xdist-monitor:{record.folder.name}:{record.folder.driver}")
         wait_s = wait_limit(config.scale, resources)
         watch = Watch(ray, monitor, config, record, line, wish, guide, use_gpu=use_gpu, wait_s=wait_s)
         build = partial(build_trainer, config, prepared, monitor, use_gpu=use_gpu, wait_s=wait_s)
@@ -142,15 +142,6 @@ def _train(ray: Any, build: Callable[..., Any], monitor: Any, record: RunRecord,
         with suppress(XdistError):
             record.end("failed", reason={"kind": kind, "message": f"{type(error).__name__}: {error}"})
         raise
-
-
-def _start_monitor(ray: Any, folder: RunFolder) -> Any:
-    """On the driver's node: it must not be lost with a worker's."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    name = f"xdist-monitor:{folder.name}:{folder.driver}"
-    return ray.remote(num_cpus=0)(RunMonitor).options(name=name, scheduling_strategy=here).remote()
 
 
 def _conclude(job: Job, view: MonitorView, record: RunRecord, watch: Watch, seconds: float) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["STOPPED", "Beat", "Failure", "MonitorView", "Progress"]
+__all__ = ["STOPPED", "Beat", "Ending", "Failure", "MonitorView", "Progress"]
 
+Ending = Literal["stopped", "pruned"]
+"""The status of a run that is asked to end before its time."""
 STOPPED = "stopped"
 """Kind of the failure that is none: the user's wish to stop, heard while there were no workers."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from cluster.errors import StoreError, StoreRefusedError
 from cluster.runs import StaleDriverError
@@ -14,7 +14,7 @@ from xdist_train.config import Config
 from xdist_train.training.hang import HangWatch
 from xdist_train.training.job import Job
 from xdist_train.training.live import LiveLine
-from xdist_train.training.messages import MonitorView
+from xdist_train.training.messages import Ending, MonitorView
 from xdist_train.training.record import RunRecord
 
 __all__ = ["Guide", "StopWish", "Watch"]
@@ -49,7 +49,7 @@ class StopWish:
 class Guide(Protocol):
     """On whose behalf a run is launched, if not a user's: sees it go on, and may end it."""
 
-    def look(self, view: MonitorView) -> Literal["stopped", "pruned"] | None:
+    def look(self, view: MonitorView) -> Ending | None:
         """Called about twice a second and once at the end; a status ends the run behind a checkpoint, with it."""
 
 
@@ -80,7 +80,7 @@ class Watch:
         self._told_of_store = self._stop_sent = False
         self.worker_seconds = 0.0
         """Seconds of work of all workers together."""
-        self.stopped_as: Literal["stopped", "pruned"] = "stopped"
+        self.stopped_as: Ending = "stopped"
         """The status of a run that ends because it was asked to."""
         self.moving = False
         """Whether the job ends because a node of its workers is about to go: another one is to take over."""
