@@ -42,14 +42,20 @@ def _shared(bands: Dataset, storage: Path, space: Path) -> list[str]:
     return [*places, f"space={space}", "scale.num_workers=1", *SMALL]
 
 
+@pytest.fixture(scope="module")
+def searches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage folder of all searches here."""
+    return tmp_path_factory.mktemp("searches")
+
+
 @pytest.fixture
-def tune(ray_cluster: Any, bands: Dataset, whole_storage: Path, tmp_path: Path) -> Tune:
+def tune(ray_cluster: Any, bands: Dataset, searches: Path, tmp_path: Path) -> Tune:
     """`run_search` of a small search on `bands`, by its name, the text of its space, and overrides."""
 
     def tune(name: str, space: str, *overrides: str) -> SearchResult:
         file = tmp_path / "space.yaml"
         file.write_text(space)
-        settings = [f"run.name={name}", *_shared(bands, whole_storage, file), *overrides]
+        settings = [f"run.name={name}", *_shared(bands, searches, file), *overrides]
         return run_search("demo", settings, command="test", console=Console(quiet=True))
 
     return tune
@@ -145,13 +151,13 @@ def test_a_search_leaves_what_its_trials_left(tune: Tune) -> None:
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(
-    space: str, overrides: tuple[str, ...], text: str, tune: Tune, whole_storage: Path
+    space: str, overrides: tuple[str, ...], text: str, tune: Tune, searches: Path
 ) -> None:
     """In one paragraph that says what and where."""
     with pytest.raises(InputError, match=text) as refusal:
         tune("refused", space, *overrides)
     print(refusal.value)
-    assert not (whole_storage / "refused").exists()
+    assert not (searches / "refused").exists()
 
 
 # Enough for each trial to have a word of its own in TPE, and for ASHA to stop some.
@@ -180,13 +186,11 @@ def _by_number(result: SearchResult) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on(
-    tune: Tune, bands: Dataset, whole_storage: Path, tmp_path: Path, ray_cluster: Any
-) -> None:
+def test_a_killed_search_goes_on(tune: Tune, bands: Dataset, searches: Path, tmp_path: Path, ray_cluster: Any) -> None:
     """kill -9 of the driver in the middle of the second trial: no ended trial runs again, and the end is the same."""
     undisturbed = tune("undisturbed", _SEARCHED, *_LONGER)
-    folder = whole_storage / "killed"
-    driver = _start_driver(ray_cluster, bands, whole_storage, tmp_path / "space.yaml", "run.name=killed", *_LONGER)
+    folder = searches / "killed"
+    driver = _start_driver(ray_cluster, bands, searches, tmp_path / "space.yaml", "run.name=killed", *_LONGER)
     try:
         _wait_until(lambda: len(list(folder.glob("trials/0001-*/metrics.jsonl"))) == 1, driver)
     finally:
@@ -205,13 +209,13 @@ def test_a_killed_search_goes_on(
 
 @pytest.mark.slow
 def test_a_search_that_is_told_to_stop_stops_behind_checkpoints(
-    tune: Tune, bands: Dataset, whole_storage: Path, tmp_path: Path, ray_cluster: Any
+    tune: Tune, bands: Dataset, searches: Path, tmp_path: Path, ray_cluster: Any
 ) -> None:
     """SIGTERM: exit code 75, the trial at work is resumable, and the same command with run.resume=must ends it."""
     (tmp_path / "space.yaml").write_text(_SEARCHED)
     settings = ("run.name=stopped", *_LONGER, "search.trials=2", "train.epochs=8")
-    folder = whole_storage / "stopped"
-    driver = _start_driver(ray_cluster, bands, whole_storage, tmp_path / "space.yaml", *settings)
+    folder = searches / "stopped"
+    driver = _start_driver(ray_cluster, bands, searches, tmp_path / "space.yaml", *settings)
     try:
         _wait_until(lambda: len(list(folder.glob("trials/0000-*/metrics.jsonl"))) == 1, driver)
         driver.terminate()
