@@ -197,6 +197,7 @@ def open_study(
     grace_epochs: int = 3,
     reduction_factor: int = 3,
     journal: Path | None = None,
+    place: str = "",
 ) -> Study:
     """A new study, or the one that a journal holds.
 
@@ -216,6 +217,7 @@ def open_study(
         grace_epochs: epochs that every trial may run.
         reduction_factor: of ASHA.
         journal: file, made if there is none; None keeps the study in memory.
+        place: where the journal's user finds it, for errors.
 
     Raises:
         InputError: unknown sampler or scheduler, too large a grid, an unreadable journal, or one of another search.
@@ -238,7 +240,8 @@ def open_study(
     # Its news of each trial, and that `group` may change in a later version (constraints.txt holds this one).
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", message=".*``?group``?", category=optuna.exceptions.ExperimentalWarning)
-    storage = InMemoryStorage() if journal is None else _open_journal(journal)
+    place = place or str(journal)
+    storage = InMemoryStorage() if journal is None else _open_journal(journal, place)
     study = optuna.create_study(
         storage=storage,
         study_name=_NAME,
@@ -246,7 +249,7 @@ def open_study(
         load_if_exists=True,
         pruner=_PRUNERS[scheduler](grace_epochs, reduction_factor),
     )
-    _settle(study, settings, str(journal))
+    _settle(study, settings, place)
     if grid is not None:
         return Study(space, study, storage, partial(_plan_point, grid), len(grid))
     return Study(space, study, storage, partial(_plan_draws, seed, _SEEDED[sampler], own), None)
@@ -291,14 +294,14 @@ def _settle(study: optuna.Study, settings: Mapping[str, Any], place: str) -> Non
         )
 
 
-def _open_journal(path: Path) -> JournalStorage:
+def _open_journal(path: Path, place: str) -> JournalStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
     _cut_torn_line(path)
     try:
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_FileLock(path)))
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise InputError(
-            f"journal {path}: not a readable journal ({' '.join(str(error).split())}). "
+            f"journal {place}: not a readable journal ({' '.join(str(error).split())}). "
             "Take it away to start again, or bring back a copy."
         ) from None
 
