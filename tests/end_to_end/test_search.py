@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from rich.console import Console
@@ -230,3 +233,62 @@ def test_a_search_that_is_told_to_stop_stops_behind_checkpoints(
     assert [0, 1] == sorted(row.number for row in result.board.rows)
     assert {"finished", "pruned"} >= {row.status for row in result.board.rows}
     assert 2 == len(json.loads(run.read_text())["attempts"])
+
+
+def _processes(mark: str, title: str) -> list[int]:
+    """Those that began with this variable in their environment and now have this title."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment, command = (folder / "environ").read_bytes(), (folder / "cmdline").read_bytes()
+        except OSError:  # it has ended
+            continue
+        if mark.encode() in environment.split(b"\0") and command.startswith(title.encode()):
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+def test_a_search_in_s3_outlives_a_trials_process(bands: Dataset, s3: str, tmp_path: Path) -> None:
+    """SIGKILL of what drives a trial: it goes on from its checkpoint; the best is trained again with another seed."""
+    space, mark = tmp_path / "space.yaml", f"XDIST_TEST={uuid.uuid4().hex}"
+    space.write_text(_SEARCHED)
+    places = [f"data.uri={bands.store.uri}", f"storage.uri={s3}", f"loader.cache_dir={tmp_path}/cache"]
+    limits = ["search.trials=2", "search.concurrency=1", "search.repeat_top=1", "search.repeat_seeds=2"]
+    settings = [*places, f"space={space}", "scale.num_workers=1", *SMALL, "run.name=killed", *limits]
+    name, value = mark.split("=")
+    driver = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from xdist_train.cli import run; run()",
+            "tune",
+            "demo",
+            *settings,
+            "search.scheduler=none",
+            "train.epochs=20",
+        ],
+        env={**os.environ, "RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled", name: value},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    folder = open_store(s3).child("killed")
+    try:
+        _wait_until(lambda: any(key.endswith("/metrics.jsonl") for key in folder.walk("trials")), driver)
+        (pid,) = _processes(mark, "ray::ImplicitFunc")
+        os.kill(pid, signal.SIGKILL)
+        said = driver.communicate(timeout=300)[0]
+    finally:
+        driver.kill()
+        driver.communicate()
+    assert 0 == driver.returncode, said
+    record = folder.read_json("search.json")
+    assert ["finished", "finished", "finished"] == [record["status"], *(row["status"] for row in record["trials"])]
+    first = folder.child("trials").child(record["trials"][0]["name"]).read_json("run.json")
+    assert 2 == len(first["attempts"])
+    table = pyarrow.parquet.read_table(pa.BufferReader(folder.read("leaderboard.parquet"))).to_pylist()
+    assert [2, None] == [line["seeds"] for line in table]
+    assert record["best"] == table[0]["name"]
+    assert [record["best"]] == record["tested"]
+    assert {"best.yaml", "leaderboard.csv", "leaderboard.parquet", "report.html"} <= {*record["complete"]}
