@@ -59,9 +59,9 @@ def choose(model: nn.Module, backbone: str, config: CamConfig, image_size: int) 
     exact = is_exact(view)
     if config.method == "classic" and not exact:
         raise InputError(
-            f"cam.method=classic is not exact for {backbone} at layer {layer!r}: it needs one linear layer right behind "
-            "global average pooling of that layer (no hidden layer, no norm or activation between). Use cam.method=auto "
-            "or gradcam, or name the pooled layer by cam.layer."
+            f"cam.method=classic is not exact for {backbone} at layer {layer!r}: it needs one linear layer right "
+            "behind global average pooling of that layer (no hidden layer, no norm or activation between). Use "
+            "cam.method=auto or gradcam, or name the pooled layer by cam.layer."
         )
     method = ("classic" if exact else "gradcam") if config.method == "auto" else config.method
     assert method in METHODS, method

@@ -9,24 +9,16 @@ Intervals are a bootstrap over patients; differences to a baseline are paired, b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "BLOB",
-    "MEAN_MAP",
-    "THRESHOLDS",
-    "Located",
-    "Placed",
-    "centred_blob",
-    "interval_of_means",
-    "localise",
-    "report",
-]
+from xdist_train.evidence.cams.means import PatientMeans, interval
+
+__all__ = ["BLOB", "MEAN_MAP", "THRESHOLDS", "Located", "Placed", "centred_blob", "localise", "report"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,8 +27,6 @@ _STEPS = 20
 THRESHOLDS = tuple(step / _STEPS for step in range(1, _STEPS))
 """Shares of a map's maximum at which it is cut for the overlap."""
 _BLOB_SIGMA = 0.25  # of the side
-_PURPOSE = 21  # of the random stream; the figures' bootstrap has 20
-_CHUNK_ELEMENTS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -140,16 +130,6 @@ def report(
     }
 
 
-def interval_of_means(
-    values: Floats, patients: npt.NDArray[Any], *, resamples: int, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Means of columns [n, k] with their 95 % intervals over patients; NaN is left out of a mean."""
-    sums = _Sums(values[:, :, None], patients)
-    point = sums.means(np.ones((1, sums.num_patients)))[0, :, 0]
-    drawn = np.concatenate([sums.means(rows)[:, :, 0] for rows in _resamples(sums.num_patients, resamples, seed)])
-    return [_interval(value, drawn[:, index]) for index, value in enumerate(point)]
-
-
 def _figures(
     ours: Placed, baselines: Mapping[str, Placed], patients: npt.NDArray[Any], resamples: int, seed: int
 ) -> dict[str, Any]:
@@ -161,57 +141,18 @@ def _figures(
     }
     figures: dict[str, Any] = {"n": len(patients), "n_patients": len(np.unique(patients))}
     for name, values in columns.items():
-        figures[name] = _figure(_Sums(values, patients), list(baselines), resamples, seed)
+        figures[name] = _figure(PatientMeans(values, patients), list(baselines), resamples, seed)
     means = columns["iou"][:, 0].mean(axis=0)
     figures["iou"]["threshold"] = THRESHOLDS[int(means.argmax())]
     return figures
 
 
-def _figure(sums: _Sums, baselines: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
+def _figure(means: PatientMeans, baselines: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
     """One figure of ours and of each baseline, at the threshold that is best for each and in each resample."""
-    point = sums.means(np.ones((1, sums.num_patients))).max(axis=2)[0]
-    drawn = np.concatenate([sums.means(rows).max(axis=2) for rows in _resamples(sums.num_patients, resamples, seed)])
-    figure: dict[str, Any] = _interval(point[0], drawn[:, 0])
+    point = means.point().max(axis=1)
+    drawn = means.resampled(resamples, seed).max(axis=2)
+    figure = interval(point[0], drawn[:, 0])
     for index, name in enumerate(baselines, start=1):
-        difference = _interval(point[0] - point[index], drawn[:, 0] - drawn[:, index])
-        figure[name] = {**_interval(point[index], drawn[:, index]), "difference": difference}
+        difference = interval(point[0] - point[index], drawn[:, 0] - drawn[:, index])
+        figure[name] = {**interval(point[index], drawn[:, index]), "difference": difference}
     return figure
-
-
-class _Sums:
-    """Each patient's sums and counts of values [n, contenders, thresholds], so that a resample is arithmetic."""
-
-    def __init__(self, values: Floats, patients: npt.NDArray[Any]) -> None:
-        unit = np.unique(patients, return_inverse=True)[1]
-        self._shape = values.shape[1:]
-        self.num_patients = int(unit.max()) + 1
-        defined = np.isfinite(values).reshape(len(values), -1)
-        flat = np.where(defined, values.reshape(len(values), -1), 0.0)
-        self._sums, self._counts = np.zeros((2, self.num_patients, flat.shape[1]))
-        np.add.at(self._sums, unit, flat)
-        np.add.at(self._counts, unit, defined)
-
-    def means(self, rows: Floats) -> Floats:
-        """Means [b, contenders, thresholds] under patients' weights [b, patients]; NaN where nothing is defined."""
-        sums, counts = rows @ self._sums, rows @ self._counts
-        means = np.full(sums.shape, np.nan)
-        np.divide(sums, counts, out=means, where=counts > 0)
-        return means.reshape(len(rows), *self._shape)
-
-
-def _resamples(num_patients: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each patient was drawn, in blocks [b, patients]."""
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _PURPOSE])))
-    block = max(1, _CHUNK_ELEMENTS // num_patients)
-    for start in range(0, resamples, block):
-        rows = min(block, resamples - start)
-        cells = generator.integers(0, num_patients, (rows, num_patients)) + num_patients * np.arange(rows)[:, None]
-        yield np.bincount(cells.ravel(), minlength=rows * num_patients).reshape(rows, -1).astype(np.float64)
-
-
-def _interval(value: float, drawn: Floats) -> dict[str, Any]:
-    defined = drawn[np.isfinite(drawn)]
-    if not np.isfinite(value) or 2 * len(defined) < len(drawn):
-        return {"value": float(value) if np.isfinite(value) else None, "low": None, "high": None}
-    low, high = np.percentile(defined, (2.5, 97.5))
-    return {"value": float(value), "low": float(low), "high": float(high)}

@@ -32,10 +32,10 @@ def draw_overlay(picture: Encoded, values: npt.NDArray[np.float32]) -> Encoded:
         picture: BGR uint8 [h, w, 3].
         values: [h, w], 0 or more.
     """
-    share = values / max(float(values.max()), np.finfo(np.float32).tiny)
+    share = values / (float(values.max()) or 1.0)
     colours = cv2.applyColorMap(np.rint(share * 255).astype(np.uint8), _COLOURS)
     opacity = (_OPACITY * np.sqrt(share))[:, :, None]
-    return np.rint(picture * (1 - opacity) + colours * opacity).astype(np.uint8)
+    return np.asarray(np.rint(picture * (1 - opacity) + colours * opacity), np.uint8)
 
 
 def encode_jpeg(picture: Encoded) -> bytes:

@@ -17,12 +17,13 @@ from torch.nn import functional
 
 from dataloading.loading.executor import Encoded
 
-__all__ = ["BORDER", "energy_share", "border_of", "outside_tissue", "report"]
+__all__ = ["BORDER", "border_of", "energy_share", "outside_tissue", "report"]
 
 BORDER = 0.1
 """Width of the border, in shares of the picture's side."""
 _HIGH = 1.2
 """A share of the map is high above so many times the share of the picture."""
+_TISSUE_PX = 64
 _BLUR = 1 / 32  # sigma of the blur before tissue is told from background, in shares of the side
 _LEAST_SPREAD = 8.0  # gray levels between the two; less is a picture of one kind
 
@@ -36,9 +37,10 @@ def border_of(image_size: int) -> Tensor:
 
 
 def outside_tissue(picture: Encoded) -> npt.NDArray[np.float32] | None:
-    """1 where a gray picture [s, s] shows background, 0 on tissue, the brighter of two kinds by Otsu's threshold
-    after a blur; None where there are no two kinds."""
-    blurred = cv2.GaussianBlur(picture, (0, 0), max(1.0, picture.shape[0] * _BLUR))
+    """1 where a gray picture [s, s] shows background, 0 on tissue, the brighter of two kinds by Otsu's threshold on
+    a small, smooth copy, float32 [_TISSUE_PX, _TISSUE_PX]; None where there are no two kinds."""
+    small = cv2.resize(picture, (_TISSUE_PX, _TISSUE_PX), interpolation=cv2.INTER_AREA)
+    blurred = np.asarray(cv2.GaussianBlur(small, (0, 0), _TISSUE_PX * _BLUR))
     level, _ = cv2.threshold(blurred, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     tissue = blurred > level
     if not tissue.any() or blurred[tissue].mean() - blurred[~tissue].mean() < _LEAST_SPREAD:
@@ -49,7 +51,7 @@ def outside_tissue(picture: Encoded) -> npt.NDArray[np.float32] | None:
 def energy_share(maps: Tensor, places: Tensor) -> Tensor:
     """Share of each positive map [n, h, w] in a place [n, s, s] of 0 and 1: float [n], NaN for a map without any."""
     positive = maps.clamp(min=0)
-    shares = functional.adaptive_avg_pool2d(places, maps.shape[1:])
+    shares = functional.adaptive_avg_pool2d(places, tuple(maps.shape[1:]))
     return (positive * shares).sum(dim=(1, 2)) / positive.sum(dim=(1, 2))
 
 
