@@ -80,7 +80,7 @@ def _overlaps(positive: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_]) -
         np.bincount(chosen.ravel(), minlength=_STEPS + 1)[::-1].cumsum()[::-1] for chosen in (levels[mask], levels)
     )
     union = everywhere + int(mask.sum()) - inside
-    return (inside / union)[1:_STEPS].astype(np.float32)
+    return np.asarray((inside / union)[1:_STEPS], np.float32)
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,12 @@ class Placed:
     hits: Floats
     energies: Floats
     ious: Floats
+
+    @classmethod
+    def joined(cls, parts: Sequence[Placed]) -> Placed:
+        """All images of several."""
+        columns = zip(*((part.hits, part.energies, part.ious) for part in parts), strict=True)
+        return cls(*map(np.concatenate, columns))
 
     def rows(self, chosen: npt.NDArray[np.bool_]) -> Placed:
         """Some of the images."""

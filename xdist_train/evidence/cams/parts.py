@@ -87,7 +87,8 @@ def maps_in(table: pa.Table, name: str = "map") -> npt.NDArray[np.float32]:
     height, width = table["height"][0].as_py(), table["width"][0].as_py()
     rows = [np.full(height * width, np.nan) if row is None else row for row in table[name].to_pylist()]
     scale = table[f"{name}_scale"].to_numpy(zero_copy_only=False).astype(np.float32)
-    return np.asarray(rows, np.float32).reshape(-1, height, width) * scale[:, None, None]
+    maps: npt.NDArray[np.float32] = np.asarray(rows, np.float32).reshape(-1, height, width) * scale[:, None, None]
+    return maps
 
 
 def _flags(values: Any) -> pa.Array:

@@ -51,7 +51,7 @@ def outside_tissue(picture: Encoded) -> npt.NDArray[np.float32] | None:
 def energy_share(maps: Tensor, places: Tensor) -> Tensor:
     """Share of each positive map [n, h, w] in a place [n, s, s] of 0 and 1: float [n], NaN for a map without any."""
     positive = maps.clamp(min=0)
-    shares = functional.adaptive_avg_pool2d(places, tuple(maps.shape[1:]))
+    shares = functional.adaptive_avg_pool2d(places, (maps.shape[1], maps.shape[2]))
     return (positive * shares).sum(dim=(1, 2)) / positive.sum(dim=(1, 2))
 
 

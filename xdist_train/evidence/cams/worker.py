@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -105,15 +105,16 @@ class CamWorker:
         self._store.write(cam_part_key(number), encode_part(columns, maps, self._order.facts))
         return PartDone(number, len(rows), time.perf_counter() - started)
 
-    def place_baselines(self, number: int, mean_map: Maps) -> dict[str, Placed]:
-        """The baselines against the masks of one part, an image with a mask a row, in the order of rows."""
+    def place_baselines(self, number: int, mean_map: Maps) -> tuple[int, dict[str, Placed]]:
+        """A part's number, and the baselines against its masks: an image with a mask a row, in the order of rows."""
         rows = self._rows(number)
         masks = [mask for mask in self._masks(rows) if mask is not None and mask.any()]
         blob = centred_blob(*mean_map.shape)
         middle = (self._size / 2, self._size / 2)
-        return {
+        peak = peak_px(mean_map, self._size)
+        return number, {
             BLOB: _placed([self._locate(blob, middle, mask) for mask in masks]),
-            MEAN_MAP: _placed([self._locate(mean_map, peak_px(mean_map, self._size), mask) for mask in masks]),
+            MEAN_MAP: _placed([self._locate(mean_map, peak, mask) for mask in masks]),
         }
 
     def draw(self, number: int, ids: Sequence[int]) -> int:
@@ -265,7 +266,8 @@ class CamWorker:
     @cached_property
     def _model(self) -> torch.nn.Module:
         # One memory layout for images and convolutions: on a CPU a fifth faster.
-        return self._loaded[0].to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = self._loaded[0].to(self._device)
+        return cast(torch.nn.Module, model.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     @cached_property
     def _explainer(self) -> Explainer:
