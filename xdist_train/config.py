@@ -303,7 +303,7 @@ class CamConfig:
     """Images, spread over the split, on which pixels are removed to see whether the map was right; 0 is none."""
     batch_size: int = 64
     """Images of one forward."""
-    part_size: int = 256
+    part_size: int = 128
     """Images of one part: what a worker does at a time, and does again if it is lost."""
     workers: int = 0
     """Worker processes, at most; 0 is as many as the cluster has room for."""

@@ -22,6 +22,7 @@ from cluster.errors import InputError, RunFailedError
 from cluster.runs import CAM_IMAGES, CAM_MAPS, CAM_OVERLAYS, CAM_SUMMARY, RUN, cam_part_key
 from cluster.session import ClusterResources, cluster_resources, connect, worker_slots
 from cluster.terminal import progress_bar
+from xdist_train.config import CamConfig
 from xdist_train.evidence.cams.gallery import Shown, choose_gallery
 from xdist_train.evidence.cams.localisation import Placed
 from xdist_train.evidence.cams.parts import maps_in, part_facts, read_part
@@ -52,9 +53,9 @@ def run_cam(
         return _run(ray, request, console)
 
 
-def explain_run(ray: Any, run_uri: str, console: Console) -> dict[str, Any]:
-    """The same for a run that has just finished, as its own configuration says, on what it has freed."""
-    return _run(ray, read_request(run_uri), console)
+def explain_run(ray: Any, run_uri: str, config: CamConfig, console: Console) -> dict[str, Any]:
+    """The same for a run that has just finished, on what it has freed."""
+    return _run(ray, read_request(run_uri, cam=config), console)
 
 
 def _run(ray: Any, request: CamRequest, console: Console) -> dict[str, Any]:

@@ -49,7 +49,14 @@ class CamRequest:
         return -(-self.num_images // self.order.config.part_size)
 
 
-def read_request(run_uri: str, *, split: str = "", data_uri: str = "", overrides: Sequence[str] = ()) -> CamRequest:
+def read_request(
+    run_uri: str,
+    *,
+    split: str = "",
+    data_uri: str = "",
+    overrides: Sequence[str] = (),
+    cam: CamConfig | None = None,
+) -> CamRequest:
     """A finished run and what is to be explained of it.
 
     Args:
@@ -57,6 +64,7 @@ def read_request(run_uri: str, *, split: str = "", data_uri: str = "", overrides
         split: train, val or test; empty is `cam.split`.
         data_uri: packed dataset; empty is the run's own.
         overrides: `cam.key=value`.
+        cam: in place of the run's own section.
 
     Raises:
         InputError: no such run, split or layer, a run that has not finished, other classes, a method that does not
@@ -65,7 +73,7 @@ def read_request(run_uri: str, *, split: str = "", data_uri: str = "", overrides
     run = open_run(run_uri)
     config = _config(run, overrides)
     _require_finished(run_uri, run.read_record())
-    cam = _with_split(config.cam, split)
+    cam = _with_split(cam or config.cam, split)
     model, description = load_model(run_uri)
     dataset = open_dataset(data_uri or config.data.uri)
     require_same_classes(description, dataset.info.classes, dataset.store.uri)
@@ -150,5 +158,5 @@ def _facts(
         "model_sha256": description.weights_sha256,
         "image_size": description.preprocessing.image_size,
         "part_size": cam.part_size,
-        "faithfulness": cam.faithfulness,
+        "faithfulness_images": cam.faithfulness,
     }

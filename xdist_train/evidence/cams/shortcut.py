@@ -24,6 +24,7 @@ BORDER = 0.1
 _HIGH = 1.2
 """A share of the map is high above so many times the share of the picture."""
 _TISSUE_PX = 64
+_WHITE = 250  # gray level
 _BLUR = 1 / 32  # sigma of the blur before tissue is told from background, in shares of the side
 _LEAST_SPREAD = 8.0  # gray levels between the two; less is a picture of one kind
 
@@ -38,8 +39,12 @@ def border_of(image_size: int) -> Tensor:
 
 def outside_tissue(picture: Encoded) -> npt.NDArray[np.float32] | None:
     """1 where a gray picture [s, s] shows background, 0 on tissue, the brighter of two kinds by Otsu's threshold on
-    a small, smooth copy, float32 [_TISSUE_PX, _TISSUE_PX]; None where there are no two kinds."""
-    small = cv2.resize(picture, (_TISSUE_PX, _TISSUE_PX), interpolation=cv2.INTER_AREA)
+    a small, smooth copy, float32 [_TISSUE_PX, _TISSUE_PX]; None where there are no two kinds.
+
+    What is white is no tissue either: filled corners of a turned scan, letters and marks.
+    """
+    inked = np.where(picture >= _WHITE, 0, picture).astype(np.uint8)
+    small = cv2.resize(inked, (_TISSUE_PX, _TISSUE_PX), interpolation=cv2.INTER_AREA)
     blurred = np.asarray(cv2.GaussianBlur(small, (0, 0), _TISSUE_PX * _BLUR))
     level, _ = cv2.threshold(blurred, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     tissue = blurred > level
