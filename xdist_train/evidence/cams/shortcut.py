@@ -21,8 +21,8 @@ __all__ = ["BORDER", "border_of", "energy_share", "outside_tissue", "report"]
 
 BORDER = 0.1
 """Width of the border, in shares of the picture's side."""
-_HIGH = 1.2
-"""A share of the map is high above so many times the share of the picture."""
+_HIGH = 1.1
+"""A share of the map is high above so many times the share of the picture: more than an even map has, by a margin."""
 _TISSUE_PX = 64
 _WHITE = 250  # gray level
 _BLUR = 1 / 32  # sigma of the blur before tissue is told from background, in shares of the side
@@ -48,7 +48,7 @@ def outside_tissue(picture: Encoded) -> npt.NDArray[np.float32] | None:
     blurred = np.asarray(cv2.GaussianBlur(small, (0, 0), _TISSUE_PX * _BLUR))
     level, _ = cv2.threshold(blurred, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     tissue = blurred > level
-    if not tissue.any() or blurred[tissue].mean() - blurred[~tissue].mean() < _LEAST_SPREAD:
+    if tissue.all() or not tissue.any() or blurred[tissue].mean() - blurred[~tissue].mean() < _LEAST_SPREAD:
         return None
     return (~tissue).astype(np.float32)
 

@@ -84,7 +84,9 @@ def test_a_wrong_layer_is_answered_with_the_nearest_names() -> None:
     assert "layer3" == find_layer(model, "resnet18", "layer3")
 
 
-@pytest.mark.parametrize(("layer", "words"), [("avgpool", r"gives \[2, 512, 1, 1\]"), ("layer4.1.relu", "runs 2 times")])
+@pytest.mark.parametrize(
+    ("layer", "words"), [("avgpool", r"gives \[2, 512, 1, 1\]"), ("layer4.1.relu", "runs 2 times")]
+)
 def test_a_layer_without_a_map_is_refused(layer: str, words: str) -> None:
     """Vectors and shared modules are no maps."""
     with pytest.raises(InputError, match=words):
