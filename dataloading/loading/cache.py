@@ -31,7 +31,7 @@ from dataloading.loading.node_cache import Lease, cache_root, check_room, locked
 from dataloading.loading.shards import REPACK, Progress, bring_shards, missing_bytes, read_batches, replace_file
 from dataloading.splits import SPLIT_COLUMNS, split_of
 
-__all__ = ["RECORD", "Split", "cache_root", "count_classes", "open_split", "require_room"]
+__all__ = ["RECORD", "Split", "cache_root", "count_classes", "count_images", "open_split", "require_room"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -88,6 +88,15 @@ def count_classes(dataset: Dataset, scheme: str) -> dict[str, tuple[int, ...]]:
     rows = {name: _chosen_rows(dataset, manifest, scheme, name) for name in SPLITS}
     count = len(dataset.info.classes)
     return {name: tuple(np.bincount(labels[chosen], minlength=count).tolist()) for name, chosen in rows.items()}
+
+
+def count_images(dataset: Dataset, scheme: str, name: str) -> int:
+    """Images of one split, from the manifest alone; others may be empty.
+
+    Raises:
+        InputError: it has none, or the manifest is not the one that was packed.
+    """
+    return len(_chosen_rows(dataset, _read_manifest(dataset), scheme, name))
 
 
 def require_room(dataset: Dataset, cache_dir: Path, limit_gib: float = 0.0) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from tests.end_to_end.faults import wait_for
 from tests.end_to_end.small import Train
 from xdist_train.cli import main
 from xdist_train.evidence.cams.job import run_cam
+from xdist_train.verbs import cam
 
 pytestmark = pytest.mark.ray
 
@@ -49,17 +53,22 @@ def _rows(run_uri: str, folder: str) -> pa.Table:
 
 
 def _pids(title: str) -> list[int]:
-    """Processes whose title begins so: Ray names a worker by what it does."""
-    found = []
+    """Processes below this one whose title begins so: Ray names a worker by what it does."""
+    parents: dict[int, int] = {}
+    named = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if words.startswith(title.encode()):
-                found.append(int(entry.name))
-    return found
+            with suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if (entry / "cmdline").read_bytes().startswith(title.encode()):
+                    named.append(int(entry.name))
+    return [pid for pid in named if os.getpid() in _ancestors(pid, parents)]
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
+    while pid in parents:
+        pid = parents[pid]
+        yield pid
 
 
 def _copy_run(run_uri: str, target: Path) -> str:
@@ -153,10 +162,6 @@ def test_another_model_starts_over(run: str, train: Train, tmp_path: Path) -> No
 
 def test_the_command_prints_cam_json(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`cam RUN --split val --json`; another data set of the same classes has a folder of its own."""
-    import json
-
-    from xdist_train.verbs import cam
-
     cam(run, ["cam.overlays=none", "cam.method=layercam"], split="val", as_json=True)
     printed = json.loads(capsys.readouterr().out)
     assert printed == open_store(run).read_json("cam/val/layercam-stages/cam.json")
@@ -204,7 +209,7 @@ def test_real_oct_is_drawn_in_its_own_aspect(ray_cluster: Any, real_data: Path, 
     settings = [f"data.uri={packed}", f"storage.uri={runs}", f"loader.cache_dir={tmp_path / 'cache'}"]
     assert 0 == main(["pack", str(real_data / "oct_real"), "--out", packed])
     train = ["train", "demo", *settings, "run.name=cam-oct", "train.epochs=1", "train.batch_size=16"]
-    assert 0 == main([*train, "evaluate.bootstrap=100"])
+    assert 0 == main([*train, "evaluate.bootstrap=100", "schedule.warmup_epochs=0"])
     shown = io.StringIO()
     run_cam(f"{runs}/cam-oct", split="train", overrides=["cam.overlays=all"], console=Console(file=shown, width=200))
     folder = tmp_path / "runs/cam-oct/cam/train/classic-stages"

@@ -14,7 +14,7 @@ from cluster.errors import InputError
 from cluster.runs import CONFIG, RunFolder, cam_folder, is_silent, open_run
 from cluster.store import Store
 from dataloading.dataset import SPLITS, Dataset, open_dataset
-from dataloading.loading.cache import count_classes
+from dataloading.loading.cache import count_images
 from xdist_train.config import CamConfig, Config, ModelConfig
 from xdist_train.evidence.cams.choice import Choice, choose
 from xdist_train.evidence.cams.worker import CamOrder
@@ -79,7 +79,7 @@ def read_request(
     require_same_classes(description, dataset.info.classes, dataset.store.uri)
     loader = view_config(description, config.loader)
     choice = choose(model, description.model.backbone, cam, loader.image_size)
-    num_images = sum(count_classes(dataset, description.split)[cam.split])
+    num_images = count_images(dataset, description.split, cam.split)
     order = CamOrder(
         run_uri=run.store.uri,
         folder=cam_folder(_split_name(cam.split, dataset, description), choice.name),
