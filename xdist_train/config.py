@@ -301,8 +301,8 @@ class CamConfig:
     """Longest side of a drawn picture, in pixels."""
     faithfulness: int = 500
     """Images, spread over the split, on which pixels are removed to see whether the map was right; 0 is none."""
-    batch_size: int = 64
-    """Images of one forward."""
+    batch_size: int = 0
+    """Images of one forward; 0 is 16 on a CPU, whose caches they fit, and 128 on a GPU."""
     part_size: int = 128
     """Images of one part: what a worker does at a time, and does again if it is lost."""
     workers: int = 0
@@ -313,7 +313,7 @@ class CamConfig:
     """`auto` takes a GPU a worker where the cluster has any."""
 
     def __post_init__(self) -> None:
-        at_least("cam", self, gallery=0, picture_px=64, faithfulness=0, batch_size=1, part_size=1)
+        at_least("cam", self, gallery=0, picture_px=64, faithfulness=0, batch_size=0, part_size=1)
         at_least("cam", self, workers=0, cpus_per_worker=1)
 
 

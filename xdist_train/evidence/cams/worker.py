@@ -48,6 +48,8 @@ from xdist_train.models.precision import Precision, resolve_precision
 
 __all__ = ["CamOrder", "CamWorker", "picture_keys"]
 
+_BATCH_SIZES = {"cpu": 16, "cuda": 128}
+
 Columns = dict[str, Any]
 Maps = npt.NDArray[np.float32]
 
@@ -139,7 +141,7 @@ class CamWorker:
         return np.arange(number * size, min((number + 1) * size, self._split.num_images), dtype=np.int64)
 
     def _requests(self, rows: npt.NDArray[np.int64]) -> list[Request]:
-        step = self._order.config.batch_size
+        step = self._order.config.batch_size or _BATCH_SIZES[self._device.type]
         starts = range(0, len(rows), step)
         return [Request(-1, -1, index, start, rows[start : start + step]) for index, start in enumerate(starts)]
 
