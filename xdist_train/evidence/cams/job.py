@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -172,7 +172,8 @@ def _workers(ray: Any, request: CamRequest, num_parts: int) -> Iterator[_Workers
     remote = ray.remote(CamWorker).options(
         num_cpus=config.cpus_per_worker, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
     )
-    actors = [remote.remote(request.order) for _ in range(count)]
+    order = replace(request.order, config=replace(config, use_gpu="yes" if gpus else "no"))
+    actors = [remote.remote(order) for _ in range(count)]
     try:
         yield _Workers(ray, _ready(ray, actors))
     finally:
@@ -252,7 +253,7 @@ def _draw(workers: _Workers, request: CamRequest, rows: pa.Table, shown: Sequenc
     """The pictures that are asked for and not there yet."""
     config, ids = request.order.config, rows["id"].to_pylist()
     wanted = {"all": range(len(ids)), "gallery": sorted({item.row for item in shown}), "none": ()}[config.overlays]
-    there = {name for name in request.store.list(CAM_OVERLAYS) if name in set(request.store.list(CAM_IMAGES))}
+    there = {*request.store.list(CAM_OVERLAYS)} & {*request.store.list(CAM_IMAGES)}
     by_part: dict[int, list[int]] = defaultdict(list)
     for row in wanted:
         if f"{ids[row]}.jpg" not in there:

@@ -85,10 +85,13 @@ def read_part(store: Store, key: str, columns: list[str] | None = None) -> pa.Ta
 def maps_in(table: pa.Table, name: str = "map") -> npt.NDArray[np.float32]:
     """Signed maps [n, h, w] of a part; NaN where there is none."""
     height, width = table["height"][0].as_py(), table["width"][0].as_py()
-    rows = [np.full(height * width, np.nan) if row is None else row for row in table[name].to_pylist()]
+    column = table[name].combine_chunks()
+    maps = np.full((len(column), height * width), np.nan, np.float32)
+    maps[column.is_valid().to_numpy(zero_copy_only=False)] = (
+        column.flatten().to_numpy(zero_copy_only=False).reshape(-1, height * width)  # without the nulls
+    )
     scale = table[f"{name}_scale"].to_numpy(zero_copy_only=False).astype(np.float32)
-    maps: npt.NDArray[np.float32] = np.asarray(rows, np.float32).reshape(-1, height, width) * scale[:, None, None]
-    return maps
+    return np.asarray(maps.reshape(-1, height, width) * scale[:, None, None], np.float32)
 
 
 def _flags(values: Any) -> pa.Array:
