@@ -1,7 +1,7 @@
 """The demo: from nothing to a test figure on this machine, and how long each part takes.
 
-2,000 phantom images, packed, 12 epochs of the small network on 2 Ray workers, maps of the test images. The spread of the accuracy is its
-95 % interval over test patients, and n the test images.
+2,000 phantom images, packed, 12 epochs of the small network on 2 Ray workers, then maps of the test images. The spread
+of the accuracy is its 95 % interval over test patients, and n the test images.
 """
 
 from __future__ import annotations
