@@ -35,9 +35,9 @@ class Board:
         """What a trial is to do."""
         return self._orders[name]
 
-    def prune(self, name: str) -> None:
-        """A trial is not worth another epoch."""
-        self._verdicts[name] = "pruned"
+    def end(self, name: str, verdict: Ending) -> None:
+        """A trial is to end behind a checkpoint: as pruned where it is not worth another epoch."""
+        self._verdicts[name] = verdict
 
     def stop(self) -> None:
         """All trials are to stop behind a checkpoint."""

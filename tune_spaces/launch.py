@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -30,7 +30,7 @@ from tune_spaces.live import SearchView, estimate_left, search_view
 from tune_spaces.search import Plan, Search
 from tune_spaces.space import Space, values_layer
 from tune_spaces.space_file import read_space, samples, space_names
-from tune_spaces.study import open_study
+from tune_spaces.study import Study, open_study
 from xdist_train.config import Config, RunConfig, narrow, read_recipe
 from xdist_train.evidence.cams.job import explain_run
 from xdist_train.evidence.evaluation import run_evaluation
@@ -71,7 +71,8 @@ class _Draft:
     space: Space
     prepared: Prepared
     folder: RunFolder
-    earlier: dict[str, Any]
+    identity: dict[str, Any]
+    """What all starts of the search share."""
     samples: list[tuple[str, Config]]
     """Configurations that together hold all that the space may bring, with what to call each."""
 
@@ -98,31 +99,42 @@ def run_search(recipe: str, overrides: Sequence[str], *, command: str, console: 
     ):
         hide_node_messages()
         plan = _plan(ray, draft)
-        journal = Path(scratch) / ledger.JOURNAL
-        ledger.fetch_journal(draft.folder, journal)
-        study = open_study(
-            draft.space,
-            plan.located.params,
-            sampler=plan.search.sampler,
-            scheduler=plan.search.scheduler,
-            direction=plan.direction,
-            seed=plan.search.seed,
-            num_points=plan.search.num_points,
-            grace_epochs=plan.search.grace_epochs,
-            reduction_factor=plan.search.reduction_factor,
-            journal=journal,
-        )
+        _open_study(draft, plan, Path(scratch) / "refusals.jsonl")
         if wish.asked:
             raise StoppedError("stopped before the search began; nothing was written.")
         record = _claim(draft, plan, command)
         console.print(f"search folder: {record.folder.store.uri}", highlight=False, markup=False, soft_wrap=True)
         with _ended_in_words(record):
-            search = Search(plan, study, record, journal, changed=view.say)
+            # Opened again: until the claim another start may have written.
+            journal = Path(scratch) / ledger.JOURNAL
+            search = Search(plan, _open_study(draft, plan, journal), record, journal, changed=view.say)
             _run(ray, search, view, wish, command)
-            board = _conclude(ray, search, view)
+            board = _conclude(ray, search, view, wish)
         if plan.config.cam.after:
             _explain(ray, search, board, console)
     return SearchResult(record.folder.store.uri, board)
+
+
+def _open_study(draft: _Draft, plan: Plan, journal: Path) -> Study:
+    """The study of this and all earlier starts, in a local file.
+
+    Raises:
+        InputError: what earlier starts left is another search's.
+    """
+    ledger.fetch_journal(draft.folder, journal)
+    return open_study(
+        draft.space,
+        plan.located.params,
+        sampler=plan.search.sampler,
+        scheduler=plan.search.scheduler,
+        direction=plan.direction,
+        seed=plan.search.seed,
+        num_points=plan.search.num_points,
+        grace_epochs=plan.search.grace_epochs,
+        reduction_factor=plan.search.reduction_factor,
+        journal=journal,
+        place=draft.folder.store.locate(ledger.JOURNAL),
+    )
 
 
 def _draft(recipe: str, overrides: Sequence[str]) -> _Draft:
@@ -140,7 +152,9 @@ def _draft(recipe: str, overrides: Sequence[str]) -> _Draft:
     earlier = _check_name(folder, config.run.resume)
     probe = replace(config, run=RunConfig(name=f"check-{folder.driver}"))
     prepared = prepare(probe, "check", folder.store.child(ledger.TRIALS))
-    check_identity(name, earlier, prepared.identity)
+    # Trials of different lengths are not comparable, also where a run could be lengthened.
+    identity = {**prepared.identity, "train.epochs": config.train.epochs}
+    check_identity(name, earlier, identity)
     draft = _Draft(
         recipe=recipe,
         tune=tune,
@@ -148,7 +162,7 @@ def _draft(recipe: str, overrides: Sequence[str]) -> _Draft:
         space=space,
         prepared=prepared,
         folder=folder,
-        earlier=earlier,
+        identity=identity,
         samples=list(_samples(recipe, config, space)),
     )
     _check_networks(draft)
@@ -230,11 +244,12 @@ def _plan(ray: Any, draft: _Draft) -> Plan:
 
 
 def _claim(draft: _Draft, plan: Plan, command: str) -> RunRecord:
-    folder, earlier = draft.folder, draft.earlier
+    folder = draft.folder
     number = folder.claim_new() if draft.config.run.resume == "never" else folder.claim()
     if not number:
         raise InputError(f"run.name {folder.name!r} was taken by another start a moment ago. Choose another name.")
-    kept = {"seconds": 0.0, "complete": [], "best": None, "trials": [], "tested": []}
+    earlier = folder.read_record()
+    kept = {"seconds": 0.0, "complete": [], "best": None, "trials": []}
     start = {"attempt": number, "concurrency": plan.concurrency, "started": time.time()}
     record = RunRecord(
         folder,
@@ -248,7 +263,7 @@ def _claim(draft: _Draft, plan: Plan, command: str) -> RunRecord:
             "search": to_dict(plan.search),
             "metric": plan.metric,
             "direction": plan.direction,
-            "identity": draft.prepared.identity,
+            "identity": draft.identity,
             "fingerprint": draft.prepared.dataset.info.fingerprint,
             "code_revision": code_revision(),
             "versions": versions(),
@@ -277,27 +292,34 @@ def _run(ray: Any, search: Search, view: SearchView, wish: StopWish, command: st
     """Trials until there are no more, or a stop is asked for."""
     from tune_spaces.tuner import TuneJob
 
-    board, told = start_here(ray, Board), False
+    board, told, sent = start_here(ray, Board), False, False
     here = ray.get_runtime_context().get_node_id()
     failures = search.plan.config.failure.max_failures
     job = TuneJob(ray, search, board, max_failures=failures, command=command)
-    while job.running(_LOOK_S):
-        if here in draining_nodes():
-            wish.asked = True
-        if wish.asked and not search.stopping:
-            search.stopping = True
-            ray.get(board.stop.remote())
-            view.say("stopping: trials at work end behind a checkpoint")
+    try:
+        while job.running(_LOOK_S):
+            wish.asked = wish.asked or here in draining_nodes()
+            search.stopping = search.stopping or wish.asked
+            if search.stopping and not sent:
+                sent = True
+                ray.get(board.stop.remote())
+                view.say(f"stopping: {search.trouble or 'trials at work end behind a checkpoint'}")
+            _show(ray, search, board, view)
+            try:
+                search.beat()
+            except (StoreRefusedError, StaleDriverError):
+                raise
+            except StoreError as error:
+                if not told:
+                    view.say(f"warning: search.json is not up to date: {error}")
+                told = True
         _show(ray, search, board, view)
-        try:
-            search.beat()
-        except (StoreRefusedError, StaleDriverError):
-            raise
-        except StoreError as error:
-            if not told:
-                view.say(f"warning: search.json is not up to date: {error}")
-            told = True
-    _show(ray, search, board, view)
+    except ray.exceptions.RayActorError as error:
+        raise RunFailedError(
+            "lost_board",
+            f"the search's helper process was lost ({' '.join(str(error).split())[:200]}). The same command with "
+            f"run.name={search.plan.name} run.resume=must goes on.",
+        ) from None
 
 
 def _show(ray: Any, search: Search, board: Any, view: SearchView) -> None:
@@ -307,14 +329,12 @@ def _show(ray: Any, search: Search, board: Any, view: SearchView) -> None:
     view.show(now, ray.get(board.texts.remote()), left_s, limit)
 
 
-def _conclude(ray: Any, search: Search, view: SearchView) -> Leaderboard:
+def _conclude(ray: Any, search: Search, view: SearchView, wish: StopWish) -> Leaderboard:
     """The last word: the chosen configuration on test, once, and what is left to read."""
     plan = search.plan
-    again = f"The same command with run.name={plan.name} run.resume=must goes on."
-    if search.stopping or any(row.status == "stopped" for row in search.board().rows):
-        search.publish(search.board("stopped"))
-        search.finish("stopped")
-        raise StoppedError(f"search {plan.name!r} stopped; its trials stopped behind checkpoints. {again}")
+    if search.stopping:
+        _end_stopped(search)
+    view.say(f"no more trials: {search.ended_by}")
     board = search.board("finished")
     row = board.row(board.best)
     if row is None:
@@ -325,10 +345,10 @@ def _conclude(ray: Any, search: Search, view: SearchView) -> Leaderboard:
     if plan.config.evaluate.test:
         view.say(f"evaluating test, once, with the best: {row.name}")
         view.show(board, {}, None, str(len(board.rows)))
-        figures = _test_figures(ray, search, row.name)
+        figures = _test_figures(ray, search, row.name, wish)
         board = replace(search.board("finished"), test=figures)
         search.publish(board)
-    search.finish("finished")
+    search.finish("finished", ended_by=search.ended_by)
     return board
 
 
@@ -339,14 +359,29 @@ def _explain(ray: Any, search: Search, board: Leaderboard, console: Console) -> 
     explain_run(ray, run.uri, search.plan.config.cam, console)
 
 
-def _test_figures(ray: Any, search: Search, name: str) -> dict[str, Any]:
+def _end_stopped(search: Search) -> NoReturn:
+    search.publish(search.board("stopped"))
+    search.finish("stopped", ended_by=search.trouble or "a wish to stop")
+    why = f": {search.trouble.rstrip('.')}" if search.trouble else ""
+    raise StoppedError(
+        f"search {search.plan.name!r} stopped{why}. What was at work is kept. The same command with "
+        f"run.name={search.plan.name} run.resume=must goes on."
+    )
+
+
+def _test_figures(ray: Any, search: Search, name: str, wish: StopWish) -> dict[str, Any]:
     """The chosen trial's figures on test: once, also over several starts, on a worker's resources."""
     run = search.folder.store.child(ledger.TRIALS).child(name)
     if evaluation_key("test") not in run.read_json(RUN)["complete"]:
         scale, gpus = search.plan.config.scale, 1 if search.plan.use_gpu else 0
-        task = ray.remote(num_cpus=scale.cpus_per_worker, num_gpus=gpus)(_evaluate_on_test)
+        task = ray.remote(num_cpus=scale.cpus_per_worker, num_gpus=gpus)(_evaluate_on_test).remote(run.uri)
+        while not ray.wait([task], timeout=_LOOK_S)[0]:
+            if wish.asked:
+                ray.cancel(task, force=True)
+                _end_stopped(search)
+            search.beat()
         try:
-            ray.get(task.remote(run.uri))
+            ray.get(task)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         search.note_test(name)
@@ -359,9 +394,12 @@ def _evaluate_on_test(run_uri: str) -> None:
 
 def _nothing_finished(board: Leaderboard) -> str:
     failed = [row for row in board.rows if row.status == "failed"]
+    cut = sum(row.status == "stopped" for row in board.rows)
+    again = f" {cut} were cut short by a limit of the search: raise it, with run.resume=must." if cut else ""
     reasons = "; ".join(f"{row.name}: {row.reason}" for row in failed[:3])
     why = f"{len(failed)} failed ({reasons}{'; ...' if len(failed) > 3 else ''})" if failed else "none failed"
+    pruned = sum(row.status == "pruned" for row in board.rows)
     return (
         f"no trial of search {board.name!r} came to its end, so nothing can be chosen: of {len(board.rows)} "
-        f"{why}, {sum(row.status == 'pruned' for row in board.rows)} stopped early. See leaderboard.csv in its folder."
+        f"{why}, {pruned} stopped early.{again} See leaderboard.csv in its folder."
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,10 @@ class Repeat:
 
     name: str
     """Its run folder under `repeats/`."""
+    number: int
+    """Of the trial."""
     seed: int
+    status: Status
     figure: float | None
     """None if it did not finish."""
     worker_seconds: float = 0.0
@@ -61,6 +65,8 @@ class TrialRow:
     """In the training loop, evaluation between epochs with it."""
     worker_seconds: float = 0.0
     """Of all workers together, their start with it."""
+    test_evaluations: int = 0
+    """How often its model was evaluated on test."""
     repeats: tuple[Repeat, ...] = ()
     """With other seeds."""
 
@@ -127,18 +133,21 @@ class Leaderboard:
 _ORDER: dict[str, int] = {"finished": 0, "pruned": 1, "stopped": 2, "running": 2, "failed": 3}
 
 
-def rank(rows: Sequence[TrialRow], direction: Direction) -> tuple[TrialRow, ...]:
-    """Best first. Trials with several seeds count by their mean; among the finished, they come before the others.
+def rank(rows: Sequence[TrialRow], direction: Direction, *, top: int = 0, seeds: int = 0) -> tuple[TrialRow, ...]:
+    """Best first. A trial that was stopped early never stands above a finished one: its figure is of fewer epochs.
 
-    A trial that was stopped early never stands above a finished one: its figure is that of fewer epochs.
+    Of the `top` finished ones by their own figure, those of which all `seeds` have a figure come first, by their mean:
+    so the order depends on figures alone, not on when which repetitions were done.
     """
     sign = -1 if direction == "maximize" else 1
 
-    def key(row: TrialRow) -> tuple[int, bool, float, int]:
-        figure = row.mean if row.mean is not None else row.figure
-        return _ORDER[row.status], not row.repeats, sign * figure if figure is not None else float("inf"), row.number
+    def key(row: TrialRow) -> tuple[int, float, int]:
+        return _ORDER[row.status], math.inf if row.figure is None else sign * row.figure, row.number
 
-    return tuple(sorted(rows, key=key))
+    by_figure = sorted(rows, key=key)
+    repeated = [row for row in by_figure[:top] if row.status == "finished" and len(row.figures) >= seeds]
+    repeated.sort(key=lambda row: (sign * statistics.fmean(row.figures), row.number))
+    return (*repeated, *(row for row in by_figure if row not in repeated))
 
 
 def leaderboard_parquet(board: Leaderboard) -> bytes:

@@ -14,11 +14,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.config import dump_yaml, parse_layer, to_dict
+from cluster.config import dump_yaml, parse_layer
 from cluster.runs import CONFIG, METRICS, RUN, RunFolder
 from cluster.store import Store
 from tune_spaces.domains import label
@@ -36,9 +36,11 @@ __all__ = [
     "best_recipe",
     "events_key",
     "fetch_journal",
+    "parse_repeat_name",
     "publish_leaderboard",
-    "read_repeat",
     "read_trial",
+    "repeat_name",
+    "repeat_of",
     "trial_name",
 ]
 
@@ -115,15 +117,32 @@ def read_trial(
         curve=curve,
         train_seconds=seconds.get("train", 0.0) + seconds.get("evaluate", 0.0),
         worker_seconds=record.get("worker_seconds", 0.0),
+        test_evaluations=record.get("test_evaluations", 0),
     )
 
 
-def read_repeat(run: Store, seed: int) -> Repeat:
-    """One more seed of a trial, from its run folder."""
-    record = dict(run.read_json(RUN)) if run.exists(RUN) else {}
-    selected = record.get("selected") if record.get("status") == "finished" else None
-    figure = selected["value"] if selected else None
-    return Repeat(name=run.name, seed=seed, figure=figure, worker_seconds=record.get("worker_seconds", 0.0))
+def repeat_name(number: int, seed: int) -> str:
+    """The run folder of a trial's repetition with another seed: `0007-seed1`."""
+    return f"{number:04d}-seed{seed}"
+
+
+def parse_repeat_name(name: str) -> tuple[int, int]:
+    """Number and seed of a name that `repeat_name` gave."""
+    number, seed = name.split("-seed")
+    return int(number), int(seed)
+
+
+def repeat_of(row: TrialRow, seed: int) -> Repeat:
+    """A repetition's run folder that was read as a trial's."""
+    figure = row.figure if row.status == "finished" else None
+    return Repeat(
+        name=row.name,
+        number=row.number,
+        seed=seed,
+        status=row.status,
+        figure=figure,
+        worker_seconds=row.worker_seconds,
+    )
 
 
 def publish_leaderboard(folder: RunFolder, board: Leaderboard) -> list[str]:
@@ -137,20 +156,20 @@ def publish_leaderboard(folder: RunFolder, board: Leaderboard) -> list[str]:
 def best_recipe(run: Store, board: Leaderboard, config: Config) -> bytes:
     """`best.yaml`: the chosen trial's configuration as a recipe; training it gives the trial's figures again.
 
+    It is whole: a later version's defaults change nothing of it.
+
     Args:
         run: the chosen trial's folder.
         config: of the search, for what trials have otherwise.
     """
     record = run.read_json(RUN)
     values = dict(parse_layer(run.read(CONFIG), run.locate(CONFIG)).values)
-    kept = to_dict(Config())
     for section in ("run", "storage"):
         del values[section]
     del values["loader"]["cache_dir"]
     values["evaluate"]["test"] = config.evaluate.test
     values["scale"]["wait_s"] = config.scale.wait_s
     values["train"]["micro_batch_size"] = record["micro_batch_size"]
-    values = {section: dict(_changed(values[section], kept[section])) for section in values}
     row = board.row(run.name)
     assert row is not None
     figure = f"{board.metric} {row.figure:.4f} on val" if row.figure is not None else "no figure"
@@ -159,9 +178,4 @@ def best_recipe(run: Store, board: Leaderboard, config: Config) -> bytes:
         f"# The best of {len(board.rows)} configurations of search {board.name} (recipe {board.recipe}, space "
         f"{board.space}).\n# Trial {row.name}: {figure}.\n"
     )
-    return (head + dump_yaml({section: keys for section, keys in values.items() if keys})).encode()
-
-
-def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What is not as it is by default."""
-    return ((key, value) for key, value in values.items() if value != defaults[key])
+    return (head + dump_yaml(values)).encode()

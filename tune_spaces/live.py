@@ -69,6 +69,8 @@ def _table(board: Leaderboard, texts: Mapping[str, str]) -> Table:
     for row in board.rows:
         if row.status == "running":
             table.add_row("", row.name, texts.get(row.name, "starting"), "", "")
+    for name in sorted(texts.keys() - {row.name for row in board.rows}):
+        table.add_row("", f"again: {name}", texts[name], "", "")
     for rank, row in enumerate([row for row in board.rows if row.figure is not None][:_SHOWN_BEST], start=1):
         table.add_row(*_cells(rank, row))
     return table

@@ -1,7 +1,7 @@
 """A search at work: what to run next, what came of it, and when it is over. Knows no Ray.
 
 Whoever runs trials calls `next`, `report` and `end`; what a search must not lose is in its folder before they return.
-Methods may be called from several threads.
+Methods may be called from several threads; none holds what is known while it waits for the storage.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,11 +21,12 @@ from cluster.runs import RunFolder
 from tune_spaces import ledger
 from tune_spaces.config import SearchConfig
 from tune_spaces.hparams import trial_events
-from tune_spaces.leaderboard import Leaderboard, Repeat, TrialRow, rank
+from tune_spaces.leaderboard import Leaderboard, Repeat, Status, TrialRow, rank
 from tune_spaces.report import search_report
 from tune_spaces.space import Located, Space, values_layer
 from tune_spaces.study import Asked, Direction, Study
 from xdist_train.config import Config
+from xdist_train.training.messages import Ending
 from xdist_train.training.record import RunRecord
 
 __all__ = ["Plan", "Search", "Task"]
@@ -32,6 +34,11 @@ __all__ = ["Plan", "Search", "Task"]
 _HOUR_S = 3600.0
 _PAGE_S = 60.0
 _WAIT_S = 3600.0
+# Failures that say nothing of a configuration: its trial goes back and is tried once more in this start. After that,
+# what is the cluster's stops the search, which can go on; lost processes may be the configuration's fault after all.
+_CLUSTERS_FAULT = ("no_room", "storage")
+_TRIED_AGAIN = (*_CLUSTERS_FAULT, "lost_workers", "hang")
+_MOST_TRIES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,15 +124,22 @@ class Search:
         self._plan, self._study, self._record, self._journal = plan, study, record, journal
         self._changed, self._clock = changed, clock
         self._lock = threading.RLock()
+        # Whoever writes into the folder holds this one, and takes it before the other or without it.
+        self._writing = threading.RLock()
         self._began, self._seconds_before = clock(), float(record.values["seconds"])
         self._rows: dict[int, TrialRow] = {}
+        self._open: dict[int, TrialRow] = {}
+        self._repeats: dict[str, Repeat] = {}
         self._live: dict[str, Task] = {}
         self._left: list[Task] = []
-        self._repeats: list[Task] | None = None
+        self._tries: Counter[str] = Counter()
         self._verdicts: dict[str, str] = {}
+        self._exhausted = False
         self._drawn = self._began
         self.stopping = False
-        """Whether no more trials are to start."""
+        """Whether no more trials are to start, and those at work are to stop."""
+        self.trouble = ""
+        """Why it stops, where nobody asked for it."""
         self._read_back()
 
     @property
@@ -157,24 +171,33 @@ class Search:
         with self._lock:
             if self.stopping or len(self._live) >= self._plan.concurrency:
                 return None
-            task = self._next_trial()
-            if task is None and not self._live:
-                task = self._next_repeat()
+            task = self._next_trial() or self._next_repeat()
             if task is None:
                 return None
             task = replace(task, started=self._clock())
             self._live[task.name] = task
+            self._tries[task.name] += 1
+        try:
             self._keep_journal()
-            self._changed(f"{task.place.removesuffix('s')} {task.name} starts")
-            return task
+        except XdistError:
+            with self._lock:
+                self._left.insert(0, self._live.pop(task.name))
+            raise
+        self._changed(f"{task.place.removesuffix('s')} {task.name} starts")
+        return task
 
-    def report(self, name: str, epochs: int, figure: float | None) -> bool:
-        """A trial's metric after so many epochs; whether it is to stop."""
+    def report(self, name: str, epochs: int, figure: float | None) -> Ending | None:
+        """A trial's metric after so many epochs; whether it is to end, and as what: a limit's end is not for good."""
         with self._lock:
             task = self._live[name]
+            decided = name in self._verdicts
             if task.place == ledger.TRIALS:
                 self._judge(task, epochs, figure)
-            return name in self._verdicts
+            new = name in self._verdicts and not decided
+            spent = epochs < task.config.train.epochs and self._spent()
+        if new:
+            self._keep_journal()
+        return "pruned" if new or decided else "stopped" if spent else None
 
     def is_pruned(self, name: str) -> bool:
         """Whether it was decided that a trial stops early."""
@@ -185,17 +208,15 @@ class Search:
 
         The recipe's own trial runs to its end, whatever the scheduler says: the others are compared with it.
         """
-        if task.name in self._verdicts:
+        figure = figure if figure is not None and math.isfinite(figure) else math.nan
+        self._open[task.number] = _went_on(self._open[task.number], epochs, figure, self._plan.direction)
+        if task.name in self._verdicts or not self._study.report(task.number, epochs, figure):
             return
-        new = figure is not None and math.isfinite(figure) and self._study.report(task.number, epochs, figure)
-        if epochs < task.config.train.epochs:
-            verdict = self._spent()
-            if not verdict and new and not self._plan.is_own(task.values) and self._study.should_stop(task.number):
-                verdict = f"{self._plan.search.scheduler} after epoch {epochs}"
-            if verdict:
-                self._verdicts[task.name] = verdict
-                self._study.note_verdict(task.number, verdict)
-        self._keep_journal()
+        may_stop = epochs < task.config.train.epochs and not self._plan.is_own(task.values)
+        if may_stop and self._study.should_stop(task.number):
+            verdict = f"{self._plan.search.scheduler} after epoch {epochs}"
+            self._verdicts[task.name] = verdict
+            self._study.note_verdict(task.number, verdict)
 
     def end(self, name: str, reason: str = "") -> None:
         """A trial is at work no more; what came of it is in its run folder.
@@ -204,40 +225,59 @@ class Search:
             reason: what else is known of why it failed.
         """
         with self._lock:
-            task = self._live.pop(name)
-            if task.place == ledger.TRIALS:
-                self._settle(task.number, task.values, reason or self._verdicts.get(name, ""))
-                self._publish_events(task.number)
-            else:
-                self._note_repeats()
-            self._keep_journal()
-            self.publish()
-            row = self._rows.get(task.number)
-            self._changed(_said(task, row, self._plan.metric) if row else f"{name} ended")
+            task = self._live[name]
+        row = self._read(task, reason)
+        with self._lock:
+            del self._live[name]
+            again = self._put_back(task, row)
+            if not again:
+                self._settle(task, row)
+        if not again and task.place == ledger.TRIALS:
+            self._publish_events(task.number)
+        self._keep_journal()
+        self.publish()
+        self._changed(again or _said(task, row, self._plan.metric))
 
     def board(self, status: str = "running") -> Leaderboard:
         """The leaderboard as it is now."""
         with self._lock:
-            ranked = rank([*self._rows.values(), *self._unfinished()], self._plan.direction)
+            plan, search = self._plan, self._plan.search
+            rows = [replace(row, repeats=self._repeats_of(row.number)) for row in self._all_rows()]
+            ranked = rank(rows, plan.direction, top=search.repeat_top, seeds=search.repeat_seeds)
             best = next((row.name for row in ranked if row.status == "finished" and row.figure is not None), None)
-            own = next((row.name for row in ranked if self._plan.is_own(row.values)), None)
+            own = next((row.name for row in ranked if plan.is_own(row.values)), None)
             return Leaderboard(
-                name=self._plan.name,
-                recipe=self._plan.recipe,
-                space=self._plan.space,
-                metric=self._plan.metric,
-                direction=self._plan.direction,
-                settings=to_dict(self._plan.search),
+                name=plan.name,
+                recipe=plan.recipe,
+                space=plan.space,
+                metric=plan.metric,
+                direction=plan.direction,
+                settings=to_dict(search),
                 status=status,
                 rows=ranked,
                 best=best,
                 own=own,
-                outside=dict(self._plan.located.outside),
-                tested=tuple(self._record.values["tested"]),
+                outside=dict(plan.located.outside),
+                tested=self._tested(),
                 seconds=self.seconds,
-                workers=self._plan.config.scale.most,
-                use_gpu=self._plan.use_gpu,
+                workers=plan.config.scale.most,
+                use_gpu=plan.use_gpu,
             )
+
+    @property
+    def ended_by(self) -> str:
+        """What ended it, in words; empty while nothing has."""
+        with self._lock:
+            spent, limit = self._spent(), self._plan.search.trials
+            cut = len(self._left) + sum(1 for _ in self._repeats_to_do())
+            if spent:
+                return spent + (f"; {cut} begun or planned trainings were not done" if cut else "")
+            if self._exhausted:
+                return f"all {len(self._rows)} configurations that the space has were tried"
+            reached = limit and len(self._rows) >= limit
+            num_points = self._study.num_trials
+            more = f" of a grid of {num_points}; search.trials=0 tries all" if num_points and num_points > limit else ""
+            return f"search.trials={limit} is reached{more}" if reached else ""
 
     def publish(self, board: Leaderboard | None = None) -> None:
         """Leaderboard, best configuration and record, as they are now; the page too, but not too often.
@@ -245,7 +285,7 @@ class Search:
         Args:
             board: the last word, with its page.
         """
-        with self._lock:
+        with self._writing:
             last, board = board is not None, board or self.board()
             keys = ledger.publish_leaderboard(self.folder, board)
             if board.best:
@@ -258,83 +298,136 @@ class Search:
             self.write(best=board.best, complete=sorted({*self._record.values["complete"], *keys}))
 
     def _publish_events(self, number: int) -> None:
-        row = self._rows.get(number)
-        if row:
+        with self._writing:
+            row = self._rows[number]
             self.folder.publish(ledger.events_key(row.name), trial_events(row, self._plan.metric))
 
     def write(self, **changes: Any) -> None:
         """Change values of `search.json` and publish it."""
-        with self._lock:
+        with self._writing:
             self._record.write(**self._counted(), **changes)
 
     def beat(self) -> None:
-        """`search.json` with a sign of life, now and then."""
-        with self._lock:
+        """`search.json` with a sign of life, now and then; not where somebody else is at the storage."""
+        if not self._writing.acquire(blocking=False):
+            return
+        try:
             self._record.values["seconds"] = self.seconds
             self._record.beat(trials=self._counted()["trials"])
+        finally:
+            self._writing.release()
 
     def note_test(self, name: str) -> None:
         """A trial's model was evaluated on test."""
-        self.write(tested=[*self._record.values["tested"], name])
+        row = next(row for row in self._rows.values() if row.name == name)
+        row = self._read_row(row.number, row.values, row.reason)
+        with self._lock:
+            self._rows[row.number] = row
+        self.write()
 
     def finish(self, status: str, **changes: Any) -> None:
         """The last word of this start."""
-        with self._lock:
+        with self._writing:
             self._record.end(status, **self._counted(), **changes)
 
     def _counted(self) -> dict[str, Any]:
-        rows = sorted([*self._rows.values(), *self._unfinished()], key=lambda row: row.number)
-        trials = [{"number": row.number, "name": row.name, "status": row.status} for row in rows]
-        return {"trials": trials, "seconds": self.seconds}
+        with self._lock:
+            rows = sorted(self._all_rows(), key=lambda row: row.number)
+            trials = [{"number": row.number, "name": row.name, "status": row.status} for row in rows]
+            return {"trials": trials, "tested": list(self._tested()), "seconds": self.seconds}
 
-    def _unfinished(self) -> list[TrialRow]:
-        """Rows of trials that were asked for and have not ended."""
-        named = {ledger.trial_name(asked.number, asked.values): asked for asked in self._study.running()}
-        return [
-            TrialRow(
-                number=asked.number,
-                name=name,
-                status="running" if name in self._live else "stopped",
-                values=asked.values,
-            )
-            for name, asked in named.items()
-        ]
+    def _tested(self) -> tuple[str, ...]:
+        return tuple(row.name for row in self._rows.values() if row.test_evaluations)
+
+    def _all_rows(self) -> Iterator[TrialRow]:
+        """Of trials that have ended, and of those that were asked for and have not, as they stand."""
+        yield from self._rows.values()
+        for row in self._open.values():
+            task = self._live.get(row.name)
+            spent = (self._clock() - task.started) * task.config.scale.most if task else 0.0
+            status: Status = "running" if task else "stopped"
+            yield replace(row, status=status, worker_seconds=row.worker_seconds + spent)
+
+    # What earlier starts left ---------------------------------------------------------------------
 
     def _read_back(self) -> None:
-        """What earlier starts left: rows of ended trials, reports of the others, which go on first."""
+        """Rows of ended trials, reports of the others, which go on first."""
         for told in self._study.told():
-            run = self._run(ledger.trial_name(told.number, told.values))
-            row = ledger.read_trial(run, self._plan.metric, number=told.number, values=told.values, reason=told.reason)
+            row = self._read_row(told.number, told.values, told.reason)
             if row.status != told.status:  # finished without a figure, or its folder is gone
                 reason = told.reason or "its run folder is not there any more"
-                row = replace(row, status=told.status, reason=reason, figure=told.figure, curve=told.figures)
+                figures = {epochs: figure for epochs, figure in told.figures.items() if math.isfinite(figure)}
+                row = replace(row, status=told.status, reason=reason, figure=told.figure, curve=figures)
             self._rows[told.number] = row
         for asked in self._study.running():
-            name = ledger.trial_name(asked.number, asked.values)
-            row = ledger.read_trial(
-                self._run(name), self._plan.metric, number=asked.number, values=asked.values, ended=False
-            )
-            if row.status in ("finished", "pruned", "failed"):  # ended, and its driver died before it could tell
-                self._settle(asked.number, asked.values, asked.verdict)
-                continue
-            task = self._task(asked)
-            if task is None:
-                continue
-            if asked.verdict:
-                self._verdicts[name] = asked.verdict
-            for epochs, figure in sorted(row.curve.items()):
-                self._judge(task, epochs, figure)
-            self._left.append(task)
-        self._note_repeats()
+            self._read_back_open(asked)
+        for name in self.folder.store.list(ledger.REPEATS):
+            number, seed = ledger.parse_repeat_name(name)
+            values = self._rows[number].values
+            row = self._read_row(number, values, "", place=ledger.REPEATS, name=name, ended=False)
+            if row.status == "finished" or (row.status == "failed" and _kind(row) not in _TRIED_AGAIN):
+                self._repeats[name] = ledger.repeat_of(row, seed)
 
-    def _settle(self, number: int, values: Mapping[str, Any], reason: str) -> None:
-        """A trial's end, as its run folder has it, into the study and the leaderboard."""
-        run = self._run(ledger.trial_name(number, values))
-        row = ledger.read_trial(run, self._plan.metric, number=number, values=values, reason=reason)
-        if row.status == "stopped":
-            return  # it goes on in the next start
+    def _read_back_open(self, asked: Asked) -> None:
+        """A trial that no start has told the end of."""
+        row = self._read_row(asked.number, asked.values, asked.verdict, ended=False)
+        task = self._task(asked)
+        if task is None:
+            return
+        if row.status in ("finished", "pruned", "failed") and _kind(row) not in _TRIED_AGAIN:
+            self._settle(task, row)  # ended, and its driver died before it could tell
+            self._publish_events(asked.number)
+            return
+        if asked.verdict:
+            self._verdicts[task.name] = asked.verdict
+        for epochs, figure in sorted(row.curve.items()):
+            self._judge(task, epochs, figure)
+        self._open[asked.number] = row
+        self._left.append(task)
+
+    # Ends -----------------------------------------------------------------------------------------
+
+    def _read(self, task: Task, reason: str) -> TrialRow:
+        """What a trial or a repetition that is at work no more came to, as a row."""
+        reason = reason or self._verdicts.get(task.name, "")
+        return self._read_row(task.number, task.values, reason, place=task.place, name=task.name)
+
+    def _read_row(
+        self,
+        number: int,
+        values: Mapping[str, Any],
+        reason: str,
+        *,
+        place: str = ledger.TRIALS,
+        name: str = "",
+        ended: bool = True,
+    ) -> TrialRow:
+        run = self._place(place, name or ledger.trial_name(number, values))
+        row = ledger.read_trial(run, self._plan.metric, number=number, values=values, reason=reason, ended=ended)
         if row.status == "finished" and row.figure is None:
-            row = replace(row, status="failed", reason=f"it gave no figure of {self._plan.metric}")
+            return replace(row, status="failed", reason=f"it gave no figure of {self._plan.metric}")
+        return row
+
+    def _put_back(self, task: Task, row: TrialRow) -> str:
+        """Why a training that came to no end of its own is done again, now or by a later start; empty if it is not."""
+        stopped, kind = row.status == "stopped", _kind(row) if row.status == "failed" else ""
+        if not stopped and kind not in _TRIED_AGAIN:
+            return ""
+        if not self.stopping and not self._spent() and self._tries[task.name] >= _MOST_TRIES:
+            if kind and kind not in _CLUSTERS_FAULT:
+                return ""
+            self.stopping, self.trouble = True, f"{task.name} cannot be run here: {row.reason or 'it was stopped'}"
+        if task.place == ledger.TRIALS:
+            self._open[task.number] = replace(row, status="stopped", reason="")
+            self._left.append(task)
+        return f"{task.name} stopped" if stopped else f"{task.name} is to be tried again: {row.reason}"
+
+    def _settle(self, task: Task, row: TrialRow) -> None:
+        """An end for good, into the study and the leaderboard."""
+        if task.place == ledger.REPEATS:
+            self._repeats[task.name] = ledger.repeat_of(row, task.config.train.seed)
+            return
+        number = task.number
         if row.status == "finished":
             for epochs, figure in row.curve.items():
                 self._study.report(number, epochs, figure)
@@ -343,7 +436,10 @@ class Search:
             self._study.prune(number, row.reason)
         else:
             self._study.fail(number, row.reason)
+        self._open.pop(number, None)
         self._rows[number] = row
+
+    # What comes next ------------------------------------------------------------------------------
 
     def _next_trial(self) -> Task | None:
         if self._spent():
@@ -359,58 +455,47 @@ class Search:
     def _task(self, asked: Asked) -> Task | None:
         """What to run for a trial; None if its values, possible one by one, are not together: then it has failed."""
         name = ledger.trial_name(asked.number, asked.values)
+        row = TrialRow(number=asked.number, name=name, status="stopped", values=asked.values)
         try:
             config = self._plan.trial_config(name, asked.values)
         except XdistError as error:
             self._study.fail(asked.number, str(error))
-            self._rows[asked.number] = TrialRow(
-                number=asked.number, name=name, status="failed", reason=str(error), values=asked.values
-            )
+            self._rows[asked.number] = replace(row, status="failed", reason=str(error))
             return None
+        self._open[asked.number] = row
         return Task(name=name, place=ledger.TRIALS, number=asked.number, values=asked.values, config=config)
 
     def _ask(self) -> Asked | None:
         limit = self._plan.search.trials
-        started = len(self._rows) + len(self._study.running())
-        return None if limit and started >= limit else self._study.ask()
+        if limit and len(self._rows) + len(self._open) >= limit:
+            return None
+        asked = self._study.ask()
+        self._exhausted = asked is None
+        return asked
 
     def _next_repeat(self) -> Task | None:
-        if self._repeats is None:
-            self._repeats = self._plan_repeats()
-        return self._repeats.pop(0) if self._repeats and not self._spent() else None
+        """Once all trials have ended: which are the best is known then."""
+        return None if self._open or self._spent() else next(self._repeats_to_do(), None)
 
-    def _plan_repeats(self) -> list[Task]:
-        """Of each of the best, the seeds after its own that have not finished."""
-        tasks = []
-        for row, seed, name in self._repeat_names():
-            if any(repeat.name == name and repeat.figure is not None for repeat in row.repeats):
+    def _repeats_to_do(self) -> Iterator[Task]:
+        for row, seed, name in self._planned_repeats():
+            if name in self._live or name in self._repeats:
                 continue
             config = self._plan.trial_config(name, row.values, seed=seed)
-            tasks.append(Task(name=name, place=ledger.REPEATS, number=row.number, values=row.values, config=config))
-        return tasks
+            yield Task(name=name, place=ledger.REPEATS, number=row.number, values=row.values, config=config)
 
-    def _repeat_names(self) -> list[tuple[TrialRow, int, str]]:
-        """(row, seed, name) of each repetition that this search is to have."""
+    def _planned_repeats(self) -> Iterator[tuple[TrialRow, int, str]]:
+        """(row, seed, name) of each repetition that this search is to have: of the best by one seed."""
         search = self._plan.search
-        ended = [replace(row, repeats=()) for row in self._rows.values() if row.status == "finished"]
-        best = [self._rows[row.number] for row in rank(ended, self._plan.direction)[: search.repeat_top]]
-        own = [self._plan.trial_config(row.name, row.values).train.seed for row in best]
-        return [
-            (row, seed, f"{row.number:04d}-seed{seed}")
-            for row, first in zip(best, own, strict=True)
-            for seed in range(first + 1, first + search.repeat_seeds)
-        ]
+        ended = [row for row in self._rows.values() if row.status == "finished"]
+        for row in rank(ended, self._plan.direction)[: search.repeat_top]:
+            first = self._plan.trial_config(row.name, row.values).train.seed
+            for seed in range(first + 1, first + search.repeat_seeds):
+                yield row, seed, ledger.repeat_name(row.number, seed)
 
-    def _note_repeats(self) -> None:
-        """Repetitions as their run folders have them, into the rows of their trials."""
-        found: dict[int, list[Repeat]] = {}
-        for row, seed, name in self._repeat_names():
-            run = self.folder.store.child(ledger.REPEATS).child(name)
-            repeat = ledger.read_repeat(run, seed)
-            if repeat.worker_seconds and name not in self._live:
-                found.setdefault(row.number, []).append(repeat)
-        for number, repeats in found.items():
-            self._rows[number] = replace(self._rows[number], repeats=tuple(repeats))
+    def _repeats_of(self, number: int) -> tuple[Repeat, ...]:
+        found = (repeat for repeat in self._repeats.values() if repeat.number == number)
+        return tuple(sorted(found, key=lambda repeat: repeat.seed))
 
     def _spent(self) -> str:
         """Which limit of the search is reached; empty while none is."""
@@ -423,22 +508,45 @@ class Search:
 
     def _gpu_seconds(self) -> float:
         """Of all trials so far; those at work count from when they were started."""
-        now, rows = self._clock(), self._rows.values()
-        ended = sum(row.worker_seconds + sum(repeat.worker_seconds for repeat in row.repeats) for row in rows)
-        return ended + sum((now - task.started) * task.config.scale.most for task in self._live.values())
+        now, repeats = self._clock(), [task for task in self._live.values() if task.place == ledger.REPEATS]
+        trials = sum(row.worker_seconds for row in self._all_rows())
+        ended = sum(repeat.worker_seconds for repeat in self._repeats.values())
+        return trials + ended + sum((now - task.started) * task.config.scale.most for task in repeats)
+
+    def _place(self, place: str, name: str) -> Any:
+        return self.folder.store.child(place).child(name)
 
     def _run(self, name: str) -> Any:
-        return self.folder.store.child(ledger.TRIALS).child(name)
+        return self._place(ledger.TRIALS, name)
 
     def _keep_journal(self) -> None:
-        self.folder.publish(ledger.JOURNAL, self._journal.read_bytes())
+        with self._writing:
+            self.folder.publish(ledger.JOURNAL, self._journal.read_bytes())
+
+
+def _went_on(row: TrialRow, epochs: int, figure: float, direction: Direction) -> TrialRow:
+    """A row of a trial at work, one epoch later."""
+    curve = {**row.curve, epochs: figure} if math.isfinite(figure) else dict(row.curve)
+    best = max if direction == "maximize" else min
+    at = best(curve, key=lambda epoch: curve[epoch], default=None)
+    return replace(
+        row,
+        epochs=max(row.epochs, epochs),
+        curve=curve,
+        figure=None if at is None else curve[at],
+        selected_epoch=at,
+    )
+
+
+def _kind(row: TrialRow) -> str:
+    """Short name of what a trial failed with."""
+    return row.reason.partition(":")[0]
 
 
 def _said(task: Task, row: TrialRow, metric: str) -> str:
     """How a trial ended, on one line."""
     if task.place == ledger.REPEATS:
-        repeat = next((repeat for repeat in row.repeats if repeat.name == task.name), None)
-        came_to = f"{metric} {repeat.figure:.4f}" if repeat and repeat.figure is not None else "failed"
+        came_to = f"{metric} {row.figure:.4f}" if row.status == "finished" else f"failed: {row.reason}"
         return f"repeat {task.name}: {came_to}"
     if row.status == "failed":
         return f"trial {row.name} failed: {row.reason}"

@@ -3,11 +3,14 @@
 Ask and tell, no Ray: `ask` gives a numbered trial's values, `report` keeps its figure after an epoch,
 `should_stop` says by the scheduler's rule whether it is worth another, and `complete`, `prune` or `fail` ends it.
 With a journal (Optuna's, JSON lines, nothing pickled) a study that was killed opens again with all that it learned;
-trials that were running are in `running`, under their old numbers.
+trials that were running are in `running`, under their old numbers. A trial is drawn whole before it is written, as one
+line.
 
 Every draw is arithmetic: its generator is seeded by (seed, trial number, parameter). So what is asked next depends
-on the seed and on what was told so far, not on how often the study was opened nor on the order in which trials that
-run side by side ask for their parameters.
+on the seed and on what was told so far, not on how often the study was opened.
+
+No configuration is tried twice. TPE asks again and again for the best that it knows where a space is small, which
+ties with itself at every rung of ASHA: without this rule both together come to a stand on the recorded table.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import math
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +35,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cluster.errors import InputError
 from tune_spaces.domains import Parameter
@@ -48,6 +52,8 @@ _REASON = "reason"
 # What a generator's draws are for, where it is no parameter's.
 _JOINT = ""
 _GRID_ORDER = "grid order"
+# Draws of one trial, until one is new: at first by the sampler, then by chance.
+_MOST_DRAWS, _SAMPLER_DRAWS = 100, 4
 # Trials that must have finished before a median of them stops others.
 _LEAST_MEDIAN = 3
 
@@ -82,20 +88,37 @@ class Told:
 class Study:
     """One search's trials; `open_study` makes one. To be used by one process at a time."""
 
-    def __init__(self, space: Space, study: optuna.Study, storage: BaseStorage, num_trials: int | None) -> None:
+    def __init__(
+        self, space: Space, study: optuna.Study, storage: BaseStorage, plans: _Plans, num_trials: int | None
+    ) -> None:
         self._space = space
         self._study = study
         self._storage = storage
+        self._plans = plans
         self._id = storage.get_study_id_from_name(study.study_name)
         self.num_trials = num_trials
-        """Trials that a grid has; None without an end."""
+        """Trials that a grid has; None for other samplers."""
 
     def ask(self) -> Asked | None:
-        """The next trial to run; None when the grid is at its end."""
-        if self.num_trials is not None and self._num_started() >= self.num_trials:
-            return None
-        trial = self._study.ask()
-        return Asked(trial.number, self._space.suggest(trial))
+        """The next trial to run, other than all before it; None where there is none more."""
+        trials = self._storage.get_all_trials(self._id, deepcopy=False)
+        tried = {frozenset(trial.params.items()) for trial in trials}
+        for sampler, fixed in self._plans(len(trials)):
+            trial = self._draw(trials, sampler, fixed)
+            if frozenset(trial.params.items()) not in tried:
+                self._study.add_trial(trial)
+                return Asked(len(trials), self._space.values_of(trial.params))
+        return None
+
+    def _draw(self, trials: Sequence[FrozenTrial], sampler: BaseSampler, fixed: Mapping[str, Parameter]) -> FrozenTrial:
+        """A running trial, drawn whole in a copy of the study: nothing is written here."""
+        copy = optuna.create_study(direction=self._study.direction, sampler=sampler)
+        copy.add_trials(trials)
+        if fixed:
+            copy.enqueue_trial(dict(fixed))
+        drawn = copy.ask()
+        self._space.suggest(drawn)
+        return create_trial(state=TrialState.RUNNING, params=drawn.params, distributions=drawn.distributions)
 
     def report(self, number: int, epochs: int, figure: float) -> bool:
         """The metric of a running trial after so many epochs; told again, it stays as it is. Whether it was new."""
@@ -138,19 +161,12 @@ class Study:
         return [self._told(trial) for trial in self._trials(*_STATUS)]
 
     def _asked(self, trial: FrozenTrial) -> Asked:
-        try:
-            return Asked(trial.number, self._space.values_of(trial.params), trial.user_attrs.get(_REASON, ""))
-        except KeyError:
-            # Killed between two parameters of `ask`: what is missing is drawn now.
-            return Asked(trial.number, self._space.suggest(optuna.Trial(self._study, self._trial_id(trial.number))))
+        return Asked(trial.number, self._space.values_of(trial.params), trial.user_attrs.get(_REASON, ""))
 
     def _told(self, trial: FrozenTrial) -> Told:
         figures = dict(trial.intermediate_values)
         values = self._space.values_of(trial.params)
         return Told(trial.number, values, _STATUS[trial.state], trial.value, figures, trial.user_attrs.get(_REASON, ""))
-
-    def _num_started(self) -> int:
-        return len(self._trials(TrialState.RUNNING, *_STATUS))
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self._storage.get_all_trials(self._id, deepcopy=False, states=states)
@@ -181,6 +197,7 @@ def open_study(
     grace_epochs: int = 3,
     reduction_factor: int = 3,
     journal: Path | None = None,
+    place: str = "",
 ) -> Study:
     """A new study, or the one that a journal holds.
 
@@ -200,6 +217,7 @@ def open_study(
         grace_epochs: epochs that every trial may run.
         reduction_factor: of ASHA.
         journal: file, made if there is none; None keeps the study in memory.
+        place: where the journal's user finds it, for errors.
 
     Raises:
         InputError: unknown sampler or scheduler, too large a grid, an unreadable journal, or one of another search.
@@ -222,19 +240,19 @@ def open_study(
     # Its news of each trial, and that `group` may change in a later version (constraints.txt holds this one).
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", message=".*``?group``?", category=optuna.exceptions.ExperimentalWarning)
-    storage = InMemoryStorage() if journal is None else _open_journal(journal)
+    place = place or str(journal)
+    storage = InMemoryStorage() if journal is None else _open_journal(journal, place)
     study = optuna.create_study(
         storage=storage,
         study_name=_NAME,
         direction=direction,
         load_if_exists=True,
-        sampler=_Grid(grid) if grid is not None else _Numbered(seed, _SEEDED[sampler]),
         pruner=_PRUNERS[scheduler](grace_epochs, reduction_factor),
     )
-    _settle(study, settings, str(journal))
-    if not study.get_trials(deepcopy=False) and grid is None and own:
-        study.enqueue_trial(dict(own))
-    return Study(space, study, storage, None if grid is None else len(grid))
+    _settle(study, settings, place)
+    if grid is not None:
+        return Study(space, study, storage, partial(_plan_point, grid), len(grid))
+    return Study(space, study, storage, partial(_plan_draws, seed, _SEEDED[sampler], own), None)
 
 
 def _plan_grid(space: Space, own: Mapping[str, Parameter], num_points: int, seed: int) -> list[dict[str, Parameter]]:
@@ -276,14 +294,14 @@ def _settle(study: optuna.Study, settings: Mapping[str, Any], place: str) -> Non
         )
 
 
-def _open_journal(path: Path) -> JournalStorage:
+def _open_journal(path: Path, place: str) -> JournalStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
     _cut_torn_line(path)
     try:
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_FileLock(path)))
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise InputError(
-            f"journal {path}: not a readable journal ({' '.join(str(error).split())}). "
+            f"journal {place}: not a readable journal ({' '.join(str(error).split())}). "
             "Take it away to start again, or bring back a copy."
         ) from None
 
@@ -321,51 +339,49 @@ def _entropy(purpose: str) -> int:
     return zlib.crc32(purpose.encode())
 
 
+_Plans = Callable[[int], Iterator[tuple[BaseSampler, Mapping[str, Parameter]]]]
+"""For a trial's number, who draws it and what is fixed, one after the other until one draws what is new."""
+
+
+def _plan_draws(
+    seed: int, build: Callable[[int], BaseSampler], own: Mapping[str, Parameter], number: int
+) -> Iterator[tuple[BaseSampler, Mapping[str, Parameter]]]:
+    for draw in range(_MOST_DRAWS):
+        key = [seed, number, *([draw] if draw else [])]
+        yield _Numbered(key, build if draw < _SAMPLER_DRAWS else _build_random), {} if number else own
+
+
+def _plan_point(
+    points: Sequence[Mapping[str, Parameter]], number: int
+) -> Iterator[tuple[BaseSampler, Mapping[str, Parameter]]]:
+    """Trial number n is point n."""
+    yield from ((RandomSampler(), point) for point in points[number : number + 1])
+
+
 class _Numbered(BaseSampler):
-    """A sampler without a state: each draw is that of a new one, seeded by trial number and parameter."""
+    """A sampler without a state: each draw is that of a new one, seeded by trial number, draw and parameter."""
 
-    def __init__(self, seed: int, build: Callable[[int], BaseSampler]) -> None:
-        self._seed = seed
-        self._build = build
+    def __init__(self, key: Sequence[int], build: Callable[[int], BaseSampler]) -> None:
+        self._key, self._build = key, build
 
-    def _sampler(self, trial: FrozenTrial, purpose: str) -> BaseSampler:
-        sequence = np.random.SeedSequence([self._seed, trial.number, _entropy(purpose)])
+    def _sampler(self, purpose: str) -> BaseSampler:
+        sequence = np.random.SeedSequence([*self._key, _entropy(purpose)])
         return self._build(int(sequence.generate_state(1)[0]))
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._sampler(trial, _JOINT).infer_relative_search_space(study, trial)
+        return self._sampler(_JOINT).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        sampler = self._sampler(trial, _JOINT)
+        sampler = self._sampler(_JOINT)
         # TPE keeps its groups from one call to the other.
         return sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self._sampler(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
-
-
-class _Grid(BaseSampler):
-    """Trial number n is point n."""
-
-    def __init__(self, points: Sequence[Mapping[str, Parameter]]) -> None:
-        self._points = points
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self._points[trial.number][param_name]
+        return self._sampler(param_name).sample_independent(study, trial, param_name, param_distribution)
 
 
 def _build_tpe(seed: int) -> BaseSampler:

@@ -10,7 +10,7 @@ import ray
 from ray import tune
 from rich.console import Console
 
-from cluster.errors import StoppedError, XdistError
+from cluster.errors import RunFailedError, StoppedError, StoreError, XdistError
 from cluster.store import open_store
 from tune_spaces.board import EPOCH, FIGURE, TRIAL
 from xdist_train.config import Config
@@ -51,11 +51,16 @@ def run_trial(values: dict[str, Any], *, board: Any) -> None:
     except StoppedError:
         return  # its run.json says so
     except XdistError as error:
-        kind, text = getattr(error, "kind", "bad_input" if error.exit_code == 2 else "failed"), str(error)
-        ray.get(board.tell.remote(order.name, f"{kind}: {text}"))
+        ray.get(board.tell.remote(order.name, f"{_kind(error)}: {error}"))
     except Exception as error:  # noqa: BLE001 - the trial's entry point; the search goes on with another
         traceback.print_exc()
         ray.get(board.tell.remote(order.name, f"defect: {type(error).__name__}: {error}"))
+
+
+def _kind(error: XdistError) -> str:
+    if isinstance(error, RunFailedError):
+        return error.kind
+    return "storage" if isinstance(error, StoreError) else "bad_input"
 
 
 class _Guide:

@@ -11,6 +11,8 @@ import logging
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray import tune
@@ -52,8 +54,9 @@ class TuneJob:
             Exception: what ended it, if that was not the search.
         """
         self._thread.join(wait_s)
-        if self._error:
-            raise self._error
+        error = self._searcher.error or self._error
+        if error:
+            raise error
         return self._thread.is_alive()
 
     def _fit(self) -> None:
@@ -75,7 +78,7 @@ class TuneJob:
                 num_samples=-1,
                 reuse_actors=True,  # the next trial finds its imports done
                 trial_name_creator=lambda trial: trial.config[TRIAL],
-                trial_dirname_creator=lambda trial: trial.config[TRIAL],
+                trial_dirname_creator=lambda trial: f"{trial.config[TRIAL]}-{trial.trial_id}",
             ),
             run_config=tune.RunConfig(
                 name=self._search.folder.name,
@@ -95,37 +98,55 @@ class _Silent(TrialProgressCallback):  # type: ignore[misc]  # Ray has no types
 
 
 class _Asker(Searcher):  # type: ignore[misc]  # Ray has no types
-    """Tune asks, the search answers."""
+    """Tune asks, the search answers. What an answer fails with is kept and ends the search: Tune would swallow it."""
 
     def __init__(self, ray: Any, search: Search, board: Any, command: str) -> None:
         super().__init__()
         self._ray, self._search, self._board, self._command = ray, search, board, command
-        self._names: dict[str, str] = {}
+        self._tasks: dict[str, Task] = {}
+        self.error: BaseException | None = None
+        """The first that an answer failed with."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config as Tune shows it; FINISHED at the end."""
-        task = self._search.next()
-        if task is None:
-            return None if self._search.live else Searcher.FINISHED
+        with self._kept():
+            task = self._search.next()
+            if task is not None:
+                return self._start(trial_id, task)
+        return None if self._tasks else Searcher.FINISHED
+
+    def _start(self, trial_id: str, task: Task) -> dict[str, Any]:
         self._ray.get(self._board.give.remote(self._order(task)))
         if self._search.is_pruned(task.name):  # decided before the driver of that start was lost
-            self._ray.get(self._board.prune.remote(task.name))
-        self._names[trial_id] = task.name
+            self._ray.get(self._board.end.remote(task.name, "pruned"))
+        self._tasks[trial_id] = task
         return {TRIAL: task.name}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An epoch's end."""
         if EPOCH not in result:
             return
-        name = self._names[trial_id]
-        if self._search.report(name, result[EPOCH], result.get(FIGURE)):
-            self._ray.get(self._board.prune.remote(name))
+        with self._kept():
+            name = self._tasks[trial_id].name
+            verdict = self._search.report(name, result[EPOCH], result.get(FIGURE))
+            if verdict:
+                self._ray.get(self._board.end.remote(name, verdict))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A trial's end, whatever it was."""
-        name = self._names.pop(trial_id)
-        reason = self._ray.get(self._board.take_reason.remote(name))
-        self._search.end(name, reason or (_LOST if error else ""))
+        with self._kept():
+            name = self._tasks[trial_id].name
+            reason = self._ray.get(self._board.take_reason.remote(name))
+            self._search.end(name, reason or (_LOST if error else ""))
+        self._tasks.pop(trial_id, None)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the entry from Tune's thread; the main thread raises it
+            self.error = self.error or error
+            self._search.stopping = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, for the copy that Tune puts into its folder and nobody reads."""

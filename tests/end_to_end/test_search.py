@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from rich.console import Console
@@ -42,14 +45,20 @@ def _shared(bands: Dataset, storage: Path, space: Path) -> list[str]:
     return [*places, f"space={space}", "scale.num_workers=1", *SMALL]
 
 
+@pytest.fixture(scope="module")
+def searches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage folder of all searches here."""
+    return tmp_path_factory.mktemp("searches")
+
+
 @pytest.fixture
-def tune(ray_cluster: Any, bands: Dataset, whole_storage: Path, tmp_path: Path) -> Tune:
+def tune(ray_cluster: Any, bands: Dataset, searches: Path, tmp_path: Path) -> Tune:
     """`run_search` of a small search on `bands`, by its name, the text of its space, and overrides."""
 
     def tune(name: str, space: str, *overrides: str) -> SearchResult:
         file = tmp_path / "space.yaml"
         file.write_text(space)
-        settings = [f"run.name={name}", *_shared(bands, whole_storage, file), *overrides]
+        settings = [f"run.name={name}", *_shared(bands, searches, file), *overrides]
         return run_search("demo", settings, command="test", console=Console(quiet=True))
 
     return tune
@@ -145,13 +154,13 @@ def test_a_search_leaves_what_its_trials_left(tune: Tune) -> None:
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(
-    space: str, overrides: tuple[str, ...], text: str, tune: Tune, whole_storage: Path
+    space: str, overrides: tuple[str, ...], text: str, tune: Tune, searches: Path
 ) -> None:
     """In one paragraph that says what and where."""
     with pytest.raises(InputError, match=text) as refusal:
         tune("refused", space, *overrides)
     print(refusal.value)
-    assert not (whole_storage / "refused").exists()
+    assert not (searches / "refused").exists()
 
 
 # Enough for each trial to have a word of its own in TPE, and for ASHA to stop some.
@@ -180,13 +189,11 @@ def _by_number(result: SearchResult) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on(
-    tune: Tune, bands: Dataset, whole_storage: Path, tmp_path: Path, ray_cluster: Any
-) -> None:
+def test_a_killed_search_goes_on(tune: Tune, bands: Dataset, searches: Path, tmp_path: Path, ray_cluster: Any) -> None:
     """kill -9 of the driver in the middle of the second trial: no ended trial runs again, and the end is the same."""
     undisturbed = tune("undisturbed", _SEARCHED, *_LONGER)
-    folder = whole_storage / "killed"
-    driver = _start_driver(ray_cluster, bands, whole_storage, tmp_path / "space.yaml", "run.name=killed", *_LONGER)
+    folder = searches / "killed"
+    driver = _start_driver(ray_cluster, bands, searches, tmp_path / "space.yaml", "run.name=killed", *_LONGER)
     try:
         _wait_until(lambda: len(list(folder.glob("trials/0001-*/metrics.jsonl"))) == 1, driver)
     finally:
@@ -205,13 +212,13 @@ def test_a_killed_search_goes_on(
 
 @pytest.mark.slow
 def test_a_search_that_is_told_to_stop_stops_behind_checkpoints(
-    tune: Tune, bands: Dataset, whole_storage: Path, tmp_path: Path, ray_cluster: Any
+    tune: Tune, bands: Dataset, searches: Path, tmp_path: Path, ray_cluster: Any
 ) -> None:
     """SIGTERM: exit code 75, the trial at work is resumable, and the same command with run.resume=must ends it."""
     (tmp_path / "space.yaml").write_text(_SEARCHED)
     settings = ("run.name=stopped", *_LONGER, "search.trials=2", "train.epochs=8")
-    folder = whole_storage / "stopped"
-    driver = _start_driver(ray_cluster, bands, whole_storage, tmp_path / "space.yaml", *settings)
+    folder = searches / "stopped"
+    driver = _start_driver(ray_cluster, bands, searches, tmp_path / "space.yaml", *settings)
     try:
         _wait_until(lambda: len(list(folder.glob("trials/0000-*/metrics.jsonl"))) == 1, driver)
         driver.terminate()
@@ -226,3 +233,62 @@ def test_a_search_that_is_told_to_stop_stops_behind_checkpoints(
     assert [0, 1] == sorted(row.number for row in result.board.rows)
     assert {"finished", "pruned"} >= {row.status for row in result.board.rows}
     assert 2 == len(json.loads(run.read_text())["attempts"])
+
+
+def _processes(mark: str, title: str) -> list[int]:
+    """Those that began with this variable in their environment and now have this title."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment, command = (folder / "environ").read_bytes(), (folder / "cmdline").read_bytes()
+        except OSError:  # it has ended
+            continue
+        if mark.encode() in environment.split(b"\0") and command.startswith(title.encode()):
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+def test_a_search_in_s3_outlives_a_trials_process(bands: Dataset, s3: str, tmp_path: Path) -> None:
+    """SIGKILL of what drives a trial: it goes on from its checkpoint; the best is trained again with another seed."""
+    space, mark = tmp_path / "space.yaml", f"XDIST_TEST={uuid.uuid4().hex}"
+    space.write_text(_SEARCHED)
+    places = [f"data.uri={bands.store.uri}", f"storage.uri={s3}", f"loader.cache_dir={tmp_path}/cache"]
+    limits = ["search.trials=2", "search.concurrency=1", "search.repeat_top=1", "search.repeat_seeds=2"]
+    settings = [*places, f"space={space}", "scale.num_workers=1", *SMALL, "run.name=killed", *limits]
+    name, value = mark.split("=")
+    driver = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from xdist_train.cli import run; run()",
+            "tune",
+            "demo",
+            *settings,
+            "search.scheduler=none",
+            "train.epochs=20",
+        ],
+        env={**os.environ, "RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled", name: value},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    folder = open_store(s3).child("killed")
+    try:
+        _wait_until(lambda: any(key.endswith("/metrics.jsonl") for key in folder.walk("trials")), driver)
+        (pid,) = _processes(mark, "ray::ImplicitFunc")
+        os.kill(pid, signal.SIGKILL)
+        said = driver.communicate(timeout=300)[0]
+    finally:
+        driver.kill()
+        driver.communicate()
+    assert 0 == driver.returncode, said
+    record = folder.read_json("search.json")
+    assert ["finished", "finished", "finished"] == [record["status"], *(row["status"] for row in record["trials"])]
+    first = folder.child("trials").child(record["trials"][0]["name"]).read_json("run.json")
+    assert 2 == len(first["attempts"])
+    table = pyarrow.parquet.read_table(pa.BufferReader(folder.read("leaderboard.parquet"))).to_pylist()
+    assert [2, None] == [line["seeds"] for line in table]
+    assert record["best"] == table[0]["name"]
+    assert [record["best"]] == record["tested"]
+    assert {"best.yaml", "leaderboard.csv", "leaderboard.parquet", "report.html"} <= {*record["complete"]}

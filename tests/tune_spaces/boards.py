@@ -63,7 +63,7 @@ def _own() -> dict[str, Parameter]:
 
 def make_board(rows: Sequence[TrialRow], *, direction: Direction = "maximize", **fields: Any) -> Leaderboard:
     """A finished search with these trials; the best is the first that finished."""
-    ranked = rank(rows, direction)
+    ranked = rank(rows, direction, top=len(rows), seeds=2)
     best = next((row.name for row in ranked if row.status == "finished"), None)
     fields = {"name": "search", "recipe": "demo", "space": "my.yaml", "metric": "balanced_accuracy"} | fields
     fields = {"settings": {"sampler": "random"}, "status": "finished", "best": best} | fields
@@ -132,7 +132,9 @@ def _repeated(row: TrialRow, num_repeats: int) -> TrialRow:
     repeats = tuple(
         Repeat(
             name=f"{row.name}-s{seed}",
+            number=row.number,
             seed=seed,
+            status="finished",
             figure=row.figure - 0.004 + chance.gauss(0, 0.006),
             worker_seconds=row.worker_seconds,
         )

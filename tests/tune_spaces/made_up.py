@@ -113,8 +113,8 @@ def run_task(search: Search, task: Task, *, epochs: int | None = None) -> None:
     figures: dict[int, float] = {}
     for epoch in range(1, task.config.train.epochs + 1):
         figures[epoch] = figure_of(task.config, epoch)
-        if search.report(task.name, epoch, figures[epoch]):
-            write_run(search, task, "pruned", figures)
+        if verdict := search.report(task.name, epoch, figures[epoch]):
+            write_run(search, task, verdict, figures)
             search.end(task.name)
             return
         if epoch == epochs:

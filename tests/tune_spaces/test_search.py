@@ -209,23 +209,26 @@ def test_values_that_are_impossible_together_fail_one_trial(tmp_path: Path) -> N
 
 
 def test_hours_end_a_search_behind_the_epoch(tmp_path: Path) -> None:
-    """Trials at work stop, no new one starts; hours of earlier starts count."""
+    """Trials at work are cut short, no new one starts; hours of earlier starts count; with more of them all goes on."""
     clock = Clock()
     search = open_search(tmp_path, clock=clock, hours=1.0, trials=0)
-    first = search.next()
-    assert first is not None
+    assert search.next() is not None
     clock.now += 1800
     search.write()
     again = open_search(tmp_path, clock=clock, hours=1.0, trials=0)
     task = again.next()
     assert task is not None
-    assert not again.report(task.name, 1, 0.5)
+    assert again.report(task.name, 1, 0.5) is None
     clock.now += 1801
-    assert again.report(task.name, 2, 0.6)
-    write_run(again, task, "pruned", {1: 0.5, 2: 0.6})
+    assert "stopped" == again.report(task.name, 2, 0.6)
+    write_run(again, task, "stopped", {1: 0.5, 2: 0.6})
     again.end(task.name)
     assert again.next() is None
-    assert [("pruned", "search.hours=1 is used up")] == [(row.status, row.reason) for row in again.board().rows]
+    assert again.ended_by.startswith("search.hours=1 is used up")
+    assert [("stopped", 0.6, {1: 0.5, 2: 0.6})] == [(r.status, r.figure, r.curve) for r in again.board().rows]
+    more = open_search(tmp_path, clock=clock, hours=2.0, trials=0).next()
+    assert more is not None
+    assert task.name == more.name
 
 
 def test_gpu_hours_count_all_workers(tmp_path: Path) -> None:
@@ -235,10 +238,10 @@ def test_gpu_hours_count_all_workers(tmp_path: Path) -> None:
     first = search.next()
     assert first is not None
     clock.now += 800
-    assert not search.report(first.name, 1, 0.5)
+    assert search.report(first.name, 1, 0.5) is None
     clock.now += 101
-    assert search.report(first.name, 2, 0.5)
-    write_run(search, first, "pruned", {1: 0.5}, worker_seconds=3599.0)
+    assert "stopped" == search.report(first.name, 2, 0.5)
+    write_run(search, first, "finished", {1: 0.5}, worker_seconds=3599.0)
     search.end(first.name)
     second = search.next()
     assert second is not None
@@ -268,6 +271,151 @@ def test_the_best_are_repeated_with_other_seeds(tmp_path: Path) -> None:
         assert [*own, own[0] + 1e-3, own[0] + 2e-3] == pytest.approx(row.figures)
         assert (pytest.approx(own[0] + 1e-3), pytest.approx(1e-3)) == (row.mean, row.spread)
     assert [()] * 3 == [row.repeats for row in board.rows[2:]]
+
+
+def test_repeats_run_side_by_side_once_trials_have_ended(tmp_path: Path) -> None:
+    """Not before: which are the best is not known until then."""
+    search = open_search(tmp_path, trials=2, concurrency=2, repeat_top=1, repeat_seeds=3)
+    first, second = search.next(), search.next()
+    assert first is not None
+    assert second is not None
+    run_task(search, first)
+    assert search.next() is None
+    run_task(search, second)
+    repeats = [search.next(), search.next()]
+    assert ["repeats", "repeats"] == [task.place for task in repeats if task is not None]
+    assert search.next() is None
+
+
+def test_a_seed_that_fails_takes_the_first_place_away(tmp_path: Path) -> None:
+    """A mean of fewer seeds is none; it is not trained again, and the order is the same for every start."""
+    search = open_search(tmp_path, trials=4, repeat_top=2, repeat_seeds=2)
+    while (task := search.next()) is not None:
+        if task.place == "repeats" and task.name.startswith(f"{search.board().rows[0].number:04d}"):
+            write_run(search, task, "failed", {}, reason={"kind": "non_finite_loss", "message": "nan"})
+            search.end(task.name)
+        else:
+            run_task(search, task)
+    rows = search.board().rows
+    assert [["failed"], ["finished"]] == sorted([repeat.status for repeat in row.repeats] for row in rows[:2])
+    assert ["finished"] == [repeat.status for repeat in rows[0].repeats]
+    assert (rows[1].figure or 0) > (rows[0].figure or 0)
+    again = open_search(tmp_path, trials=4, repeat_top=2, repeat_seeds=2)
+    assert again.next() is None
+    assert rows == again.board().rows
+
+
+def test_more_trials_after_repeats_end_as_all_at_once(tmp_path: Path) -> None:
+    """Which is the best depends on figures, not on when which repetitions were done."""
+    for trials in (3, 8):
+        run_all(open_search(tmp_path / "twice", trials=trials, repeat_top=2, repeat_seeds=2))
+    run_all(open_search(tmp_path / "once", trials=8, repeat_top=2, repeat_seeds=2))
+    twice, once = (open_search(tmp_path / name, trials=8, repeat_top=2, repeat_seeds=2) for name in ("twice", "once"))
+    assert once.board().best == twice.board().best
+    assert [row.name for row in once.board().rows] == [row.name for row in twice.board().rows]
+
+
+@pytest.mark.parametrize("kind", ["no_room", "storage"])
+def test_what_the_cluster_does_is_no_verdict_on_a_trial(kind: str, tmp_path: Path) -> None:
+    """Tried once more; then the search stops, and goes on where it is started again."""
+    search = open_search(tmp_path, trials=2)
+    for _ in range(2):
+        task = search.next()
+        assert task is not None
+        assert 0 == task.number
+        write_run(search, task, "failed", {}, reason={"kind": kind, "message": "nothing there"})
+        search.end(task.name)
+    assert search.stopping
+    assert f"{kind}: nothing there" in search.trouble
+    assert ["stopped"] == [row.status for row in search.board().rows]
+    again = open_search(tmp_path, trials=2)
+    run_all(again)
+    assert ["finished", "finished"] == [row.status for row in again.board().rows]
+
+
+@pytest.mark.parametrize("kind", ["lost_workers", "hang"])
+def test_a_trial_that_loses_its_workers_again_and_again_fails(kind: str, tmp_path: Path) -> None:
+    """Its configuration may be to blame; the search goes on."""
+    search = open_search(tmp_path, trials=2)
+    for _ in range(2):
+        task = search.next()
+        assert task is not None
+        write_run(search, task, "failed", {}, reason={"kind": kind, "message": "gone"})
+        search.end(task.name)
+    assert not search.stopping
+    run_all(search)
+    assert [("failed", f"{kind}: gone"), ("finished", "")] == sorted(
+        (row.status, row.reason) for row in search.board().rows
+    )
+
+
+def test_a_trial_that_stopped_by_itself_goes_on_in_the_same_start(tmp_path: Path) -> None:
+    """Its node was drained, say."""
+    search = open_search(tmp_path)
+    task = search.next()
+    assert task is not None
+    write_run(search, task, "stopped", {1: 0.4})
+    search.end(task.name)
+    assert not search.stopping
+    assert task.name == getattr(search.next(), "name", "")
+
+
+def test_trials_at_work_are_rows_with_figures(tmp_path: Path) -> None:
+    """The best so far, with the curve and what it has cost."""
+    clock = Clock()
+    search = open_search(tmp_path, "scale.num_workers=4", clock=clock)
+    task = search.next()
+    assert task is not None
+    for epochs, figure in enumerate((0.4, 0.6, math.nan, 0.5), 1):
+        search.report(task.name, epochs, figure)
+    clock.now += 10
+    (row,) = search.board().rows
+    assert ("running", 0.6, 2, 4, {1: 0.4, 2: 0.6, 4: 0.5}, 40.0) == (
+        row.status,
+        row.figure,
+        row.selected_epoch,
+        row.epochs,
+        row.curve,
+        row.worker_seconds,
+    )
+
+
+def test_a_trial_without_a_number_at_a_rung_is_stopped(tmp_path: Path) -> None:
+    """It cannot be among the best."""
+    search = open_search(tmp_path, scheduler="asha")
+    run_task(search, search.next() or pytest.fail("no trial"))
+    task = search.next()
+    assert task is not None
+    assert "pruned" == search.report(task.name, 1, math.nan)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"trials": 2}, "search.trials=2 is reached"),
+        ({"trials": 3, "sampler": "grid"}, "search.trials=3 is reached of a grid of 7; search.trials=0 tries all"),
+        ({"trials": 0, "sampler": "grid"}, "all 7 configurations that the space has were tried"),
+    ],
+)
+def test_a_search_says_what_ended_it(settings: dict[str, Any], text: str, tmp_path: Path) -> None:
+    """Also where there would be more."""
+    search = open_search(tmp_path, **settings)
+    assert "" == search.ended_by
+    run_all(search)
+    assert text == search.ended_by
+
+
+def test_what_was_tested_is_what_run_folders_say(tmp_path: Path) -> None:
+    """Also where the driver died before it could note it."""
+    search = open_search(tmp_path, trials=2)
+    run_all(search)
+    best = search.board().rows[0]
+    run = open_store(str(tmp_path / "s")).child("trials").child(best.name)
+    run.write_json("run.json", {**run.read_json("run.json"), "test_evaluations": 1})
+    assert () == search.board().tested
+    search.note_test(best.name)
+    assert (best.name,) == search.board().tested
+    assert (best.name,) == open_search(tmp_path, trials=2).board().tested
 
 
 def test_the_files_are_the_board(tmp_path: Path) -> None:

@@ -16,8 +16,17 @@ _TEST = {"balanced_accuracy": {"value": 0.71, "low": 0.6512, "high": 0.77}}
 
 
 def _seeded(row: TrialRow, *figures: float | None) -> TrialRow:
-    repeats = tuple(Repeat(name=f"r{seed}", seed=seed, figure=figure) for seed, figure in enumerate(figures, 1))
-    return replace(row, repeats=repeats)
+    repeats = [
+        Repeat(
+            name=f"r{seed}",
+            number=row.number,
+            seed=seed,
+            status="failed" if figure is None else "finished",
+            figure=figure,
+        )
+        for seed, figure in enumerate(figures, 1)
+    ]
+    return replace(row, repeats=tuple(repeats))
 
 
 def _two(**fields: Any) -> Leaderboard:

@@ -41,7 +41,9 @@ class HangWatch:
         if not culprits or time.monotonic() < self._quiet_until:
             return
         silent = [beat for beat in culprits if beat in _silent(beats, self._hang_s)]
-        stacks = self._stacks(culprits, silent)
+        # Where all wait for each other, who is to blame is a guess: what each does may tell.
+        guessed = all(beat.phase == MEETING for beat in culprits)
+        stacks = self._stacks([beat for beat, _ in beats] if guessed else culprits, silent)
         ends = {beat.node: partial(_end_all, [b.pid for b in culprits if b.node == beat.node]) for beat in culprits}
         done = set(on_nodes(self._ray, ends, _NODE_S).values())
         if done <= {ENDED, GONE}:
@@ -50,11 +52,11 @@ class HangWatch:
         self.last = describe_hang(beats, culprits, [beat.rank for beat in silent], stacks, done)
         self._ray.get(self._monitor.note.remote(self.last))
 
-    def _stacks(self, culprits: Sequence[Beat], silent: Sequence[Beat]) -> dict[int, str]:
+    def _stacks(self, shown: Sequence[Beat], silent: Sequence[Beat]) -> dict[int, str]:
         """What each said itself, or what is seen from outside of one that is silent on its node."""
         asked = {beat.node: beat for beat in silent if not beat.stack}
         seen = on_nodes(self._ray, {node: partial(stack_of, beat.pid) for node, beat in asked.items()}, _NODE_S)
-        told = {beat.rank: beat.stack for beat in culprits if beat.stack}
+        told = {beat.rank: beat.stack for beat in shown if beat.stack}
         told |= {beat.rank: seen[node] for node, beat in asked.items()}
         return dict(sorted(told.items())[:_SHOWN_RANKS])
 
@@ -88,11 +90,11 @@ def _silent(beats: Beats, hang_s: float) -> list[Beat]:
 def describe_hang(
     beats: Beats, culprits: Sequence[Beat], silent: Sequence[int], stacks: dict[int, str], done: set[str]
 ) -> str:
-    """The paragraph for the user, with the stacks of the ranks to blame."""
+    """The paragraph for the user, with the stacks."""
     stood_s = min(beat.idle_s + age_s for beat, age_s in beats)
     blamed = "; ".join(_where(beat, beat.rank in silent) for beat in culprits[:_SHOWN_RANKS])
     others = [beat for beat, _ in beats if beat.rank not in {beat.rank for beat in culprits}]
-    doing = ", ".join(f"rank {beat.rank} is {beat.phase}" for beat in others[:_SHOWN_RANKS])
+    doing = ", ".join(f"rank {beat.rank} is {beat.phase} {_position(beat)}" for beat in others[:_SHOWN_RANKS])
     rest = f" Of the others, {doing}." if others else ""
     if done <= {ENDED, GONE}:
         what = f"The process {', '.join(sorted(done))}; the run goes on from its last checkpoint."
@@ -104,4 +106,8 @@ def describe_hang(
 
 def _where(beat: Beat, silent: bool) -> str:
     doing = f"gives no sign of life since it was {beat.phase}" if silent else f"is {beat.phase}"
-    return f"rank {beat.rank} on {beat.host} (pid {beat.pid}) {doing} at epoch {beat.epoch + 1}, step {beat.step}"
+    return f"rank {beat.rank} on {beat.host} (pid {beat.pid}) {doing} {_position(beat)}"
+
+
+def _position(beat: Beat) -> str:
+    return f"at epoch {beat.epoch + 1}, step {beat.step}"

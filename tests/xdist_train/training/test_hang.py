@@ -48,7 +48,7 @@ def test_the_paragraph_says_where_and_what_was_done() -> None:
     text = describe_hang(beats, find_hang(beats, 20.0), [], {0: "frame"}, {"was ended"})
     expected = (
         "no progress for 21 s (failure.hang_s): rank 0 on h (pid 7) is waiting for data at epoch 2, step 5. "
-        "Of the others, rank 1 is meeting the other ranks. The process was ended; "
+        "Of the others, rank 1 is meeting the other ranks at epoch 2, step 5. The process was ended; "
         "the run goes on from its last checkpoint.\nstack of rank 0:\nframe"
     )
     assert expected == text
