@@ -24,9 +24,10 @@ from cluster.errors import InputError
 from cluster.store import open_store
 from dataloading.dataset import INFO_KEY, Dataset
 from tests.dataloading.loading.packed import write_dataset
-from tests.end_to_end.commands import copy_dataset
+from tests.end_to_end.commands import SMALL, copy_dataset
 from tests.end_to_end.faults import wait_for
 from tests.end_to_end.small import Train
+from tune_spaces.launch import run_search
 from xdist_train.cli import main
 from xdist_train.evidence.cams.job import run_cam
 from xdist_train.verbs import cam
@@ -231,3 +232,18 @@ def test_a_wide_picture_has_its_map_where_the_model_saw_it(train: Train, run: st
     (folder,) = (Path(run) / "cam").glob("test@*/classic-stages")
     assert f"test@{other.info.fingerprint[:8]}" == folder.parent.name
     assert {(60, 180, 3)} == {cv2.imread(str(path)).shape for path in (folder / "overlays").iterdir()}
+
+
+@pytest.mark.slow
+def test_a_search_explains_its_best(ray_cluster: Any, bands: Dataset, tmp_path: Path) -> None:
+    """`tune` with `cam.after=true`: the chosen trial has maps, made once, after the search has ended."""
+    space, storage = tmp_path / "space.yaml", tmp_path / "storage"
+    space.write_text("optim.lr: {choice: [4.0e-3]}\n")
+    places = [f"data.uri={bands.store.uri}", f"storage.uri={storage}", f"loader.cache_dir={tmp_path}/cache"]
+    settings = ["run.name=cam-search", f"space={space}", "search.sampler=grid", "scale.num_workers=1", "cam.after=true"]
+    shown = io.StringIO()
+    result = run_search("demo", [*places, *settings, *SMALL], command="test", console=Console(file=shown, width=200))
+    trial = Path(result.uri) / "trials" / str(result.board.best)
+    assert 48 == json.loads((trial / "cam/test/classic-stages/cam.json").read_text())["n_images"]
+    assert 1 == shown.getvalue().count("explaining 48 images of test")
+    assert "finished" == json.loads((Path(result.uri) / "search.json").read_text())["status"]
