@@ -19,6 +19,10 @@ from cluster.errors import InputError, StoreError
 from cluster.store import Store, open_store
 
 __all__ = [
+    "CAM_IMAGES",
+    "CAM_MAPS",
+    "CAM_OVERLAYS",
+    "CAM_SUMMARY",
     "CHECKPOINTS",
     "CONFIG",
     "METRICS",
@@ -27,6 +31,8 @@ __all__ = [
     "TENSORBOARD",
     "RunFolder",
     "StaleDriverError",
+    "cam_folder",
+    "cam_part_key",
     "evaluation_key",
     "is_silent",
     "list_runs",
@@ -49,6 +55,20 @@ def evaluation_key(split: str) -> str:
 def predictions_key(split: str) -> str:
     """Predictions of a split."""
     return f"predictions/{split}.parquet"
+
+
+CAM_SUMMARY, CAM_MAPS, CAM_IMAGES, CAM_OVERLAYS = "cam.json", "maps", "images", "overlays"
+"""Below `cam_folder`: what there is to say, written last; maps; plain pictures, and the same with the map."""
+
+
+def cam_folder(split: str, name: str) -> str:
+    """Class activation maps of a split by one method at one layer."""
+    return f"cam/{split}/{name}"
+
+
+def cam_part_key(number: int) -> str:
+    """Maps of a stretch of the split, below `cam_folder`."""
+    return f"{CAM_MAPS}/part-{number:05d}.parquet"
 
 
 class StaleDriverError(StoreError):

@@ -32,6 +32,7 @@ from tune_spaces.space import Space, values_layer
 from tune_spaces.space_file import read_space, samples, space_names
 from tune_spaces.study import Study, open_study
 from xdist_train.config import Config, RunConfig, narrow, read_recipe
+from xdist_train.evidence.cams.job import explain_run
 from xdist_train.evidence.evaluation import run_evaluation
 from xdist_train.training.early_stopping import lower_is_better
 from xdist_train.training.preflight import (
@@ -109,6 +110,8 @@ def run_search(recipe: str, overrides: Sequence[str], *, command: str, console: 
             search = Search(plan, _open_study(draft, plan, journal), record, journal, changed=view.say)
             _run(ray, search, view, wish, command)
             board = _conclude(ray, search, view, wish)
+        if plan.config.cam.after:
+            _explain(ray, search, board, console)
     return SearchResult(record.folder.store.uri, board)
 
 
@@ -347,6 +350,13 @@ def _conclude(ray: Any, search: Search, view: SearchView, wish: StopWish) -> Lea
         search.publish(board)
     search.finish("finished", ended_by=search.ended_by)
     return board
+
+
+def _explain(ray: Any, search: Search, board: Leaderboard, console: Console) -> None:
+    """Class activation maps of the chosen trial; the search has ended, whatever becomes of them."""
+    assert board.best is not None, "a search that found nothing is an error before"
+    run = search.folder.store.child(ledger.TRIALS).child(board.best)
+    explain_run(ray, run.uri, search.plan.config.cam, console)
 
 
 def _end_stopped(search: Search) -> NoReturn:

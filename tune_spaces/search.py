@@ -78,7 +78,8 @@ class Plan:
         train = config.train if seed is None else replace(config.train, seed=seed)
         run = replace(config.run, name=name, resume="auto")
         scale = config.scale if config.scale.wait_s else replace(config.scale, wait_s=_WAIT_S)
-        return replace(config, run=run, train=train, scale=scale, evaluate=replace(config.evaluate, test=False))
+        evaluate, cam = replace(config.evaluate, test=False), replace(config.cam, after=False)
+        return replace(config, run=run, train=train, scale=scale, evaluate=evaluate, cam=cam)
 
 
 @dataclass(frozen=True, kw_only=True)

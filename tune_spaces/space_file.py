@@ -70,7 +70,7 @@ _NOUNS = {
     list: "lists (choice)",
 }
 # What makes figures comparable, and what a search decides itself.
-_SAME_SECTIONS = ("run", "data", "storage", "evaluate")
+_SAME_SECTIONS = ("run", "data", "storage", "evaluate", "cam")
 _SAME_KEYS = ("train.metric",)
 # Values of a large range of whole numbers that are looked at.
 _MOST_COMPARED = 1000

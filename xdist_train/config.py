@@ -16,6 +16,7 @@ from cluster.errors import InputError
 from dataloading.config import AugmentConfig, DataConfig, LoaderConfig, SamplerConfig
 
 __all__ = [
+    "CamConfig",
     "CheckpointConfig",
     "Config",
     "EarlyStoppingConfig",
@@ -281,6 +282,42 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CamConfig:
+    """Class activation maps of a trained model: which, and how the work is shared."""
+
+    after: bool = False
+    """Make them when training has finished, on what it has freed."""
+    method: Literal["auto", "classic", "gradcam", "gradcam++", "layercam", "scorecam"] = "auto"
+    """`auto` is classic where it is exact (global average pooling and one linear layer), else gradcam."""
+    layer: str = ""
+    """Layer to look at, as a dotted name; empty is the last one with a map of the picture."""
+    split: Literal["train", "val", "test"] = "test"
+    """Images that are explained."""
+    overlays: Literal["gallery", "all", "none"] = "gallery"
+    """Pictures drawn: those of the gallery, of every image, or none."""
+    gallery: int = 3
+    """Pictures of each class, kind of answer and order (most confident, random) in the gallery."""
+    picture_px: int = 512
+    """Longest side of a drawn picture, in pixels."""
+    faithfulness: int = 500
+    """Images, spread over the split, on which pixels are removed to see whether the map was right; 0 is none."""
+    batch_size: int = 0
+    """Images of one forward; 0 is 16 on a CPU, whose caches they fit, and 128 on a GPU."""
+    part_size: int = 128
+    """Images of one part: what a worker does at a time, and does again if it is lost."""
+    workers: int = 0
+    """Worker processes, at most; 0 is as many as the cluster has room for."""
+    cpus_per_worker: int = 1
+    """CPUs reserved for a worker; also its threads."""
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    """`auto` takes a GPU a worker where the cluster has any."""
+
+    def __post_init__(self) -> None:
+        at_least("cam", self, gallery=0, picture_px=64, faithfulness=0, batch_size=0, part_size=1)
+        at_least("cam", self, workers=0, cpus_per_worker=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StorageConfig:
     """Where runs are kept."""
 
@@ -322,6 +359,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     failure: FailureConfig = field(default_factory=FailureConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    cam: CamConfig = field(default_factory=CamConfig)
 
 
 def narrow(config: Config) -> Config:

@@ -34,7 +34,7 @@ class _DemoConfig(Config):
 
 
 def run_demo(out: str, overrides: Sequence[str], console: Console, command: str) -> LaunchResult:
-    """Phantom (by default of 2,000 images), pack, train on 2 workers, evaluate; all is left under `out`.
+    """Phantom (by default of 2,000 images), pack, train on 2 workers, evaluate, explain; all is left under `out`.
 
     Args:
         out: URI of a place where nothing is; on a disk the images stay there too.
@@ -54,13 +54,14 @@ def run_demo(out: str, overrides: Sequence[str], console: Console, command: str)
     with _image_folder(place) as images:
         _draw(images, config.phantom, console)
         _pack(images, packed, console)
-    console.print("3/3 training on 2 Ray workers ...", highlight=False)
+    console.print("3/3 training on 2 Ray workers, then explaining ...", highlight=False)
     return launch(narrow(config), command=command, console=console, label="demo")
 
 
 def _resolve(packed: Store, runs: Store, overrides: Sequence[str]) -> _DemoConfig:
     places = {"data": {"uri": packed.uri}, "storage": {"uri": runs.uri}, "run": {"name": "demo"}}
-    return load_config(_DemoConfig, [read_recipe("demo"), Layer("demo", places), *parse_overrides(overrides)])
+    ours = Layer("demo", {**places, "cam": {"after": True}})
+    return load_config(_DemoConfig, [read_recipe("demo"), ours, *parse_overrides(overrides)])
 
 
 @contextmanager

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from xdist_train.training.launch import LaunchResult
 
-__all__ = ["demo", "evaluate", "predict", "runs", "train", "weights"]
+__all__ = ["cam", "demo", "evaluate", "predict", "runs", "train", "weights"]
 
 _Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. train.epochs=5.")
@@ -80,13 +80,36 @@ def predict(
         typer.echo(json.dumps(prediction.to_json()) if as_json else prediction.text(top_k))
 
 
+def cam(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[cam.KEY=VALUE]...", help="Settings, e.g. cam.overlays=all.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, val or test; by default cam.split.")] = "",
+    data: Annotated[str, typer.Option(help="Packed dataset; by default the run's own.")] = "",
+    as_json: _Json = False,
+) -> None:
+    """Explain a split: class activation maps, whether they lie on the lesions, and pictures of them.
+
+    Ray workers share the split; what is there already is not done again. With --json, prints `cam.json`.
+
+    Example: xdist-train cam runs/first --split test cam.method=gradcam++
+    """
+    from xdist_train.evidence.cams.job import run_cam
+
+    console = _console(stderr=as_json)
+    summary = run_cam(run, split=split, data_uri=data, overrides=overrides or [], console=console)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+
+
 def demo(
     out: Annotated[str, typer.Option("--out", help="Folder or s3:// URI for data and run; nothing may be there.")] = (
         "demo-out"
     ),
     overrides: _Overrides = None,
 ) -> None:
-    """Phantom images, packed, trained on 2 workers, evaluated: the whole path on this machine, in minutes.
+    """Phantom images, packed, trained on 2 workers, evaluated, explained: the whole path on this machine, in minutes.
 
     Settings are those of `train`, and those of `phantom` for the images, e.g. phantom.num_images=500.
 

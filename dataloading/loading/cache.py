@@ -14,6 +14,7 @@ import io
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -30,7 +31,7 @@ from dataloading.loading.node_cache import Lease, cache_root, check_room, locked
 from dataloading.loading.shards import REPACK, Progress, bring_shards, missing_bytes, read_batches, replace_file
 from dataloading.splits import SPLIT_COLUMNS, split_of
 
-__all__ = ["RECORD", "Split", "cache_root", "count_classes", "open_split", "require_room"]
+__all__ = ["RECORD", "Split", "cache_root", "count_classes", "count_images", "open_split", "require_room"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -87,6 +88,15 @@ def count_classes(dataset: Dataset, scheme: str) -> dict[str, tuple[int, ...]]:
     rows = {name: _chosen_rows(dataset, manifest, scheme, name) for name in SPLITS}
     count = len(dataset.info.classes)
     return {name: tuple(np.bincount(labels[chosen], minlength=count).tolist()) for name, chosen in rows.items()}
+
+
+def count_images(dataset: Dataset, scheme: str, name: str) -> int:
+    """Images of one split, from the manifest alone; others may be empty.
+
+    Raises:
+        InputError: it has none, or the manifest is not the one that was packed.
+    """
+    return len(_chosen_rows(dataset, _read_manifest(dataset), scheme, name))
 
 
 def require_room(dataset: Dataset, cache_dir: Path, limit_gib: float = 0.0) -> None:
@@ -165,37 +175,64 @@ class Split:
         pairs = zip(records["shard"].tolist(), records["row"].tolist(), strict=True)
         return [self._shards[shard].image(row) for shard, row in pairs]
 
+    def masks(self, records: npt.NDArray[Any]) -> list[Encoded | None]:
+        """The lesion masks behind some records, as `images`; None where there is none."""
+        pairs = zip(records["shard"].tolist(), records["row"].tolist(), strict=True)
+        return [self._shards[shard].mask(row) for shard, row in pairs]
+
     def image(self, row: int) -> Encoded:
         """The encoded bytes of one row of the split: uint8 [bytes], a view that cannot be written to."""
         return self.images(self._index[row : row + 1])[0]
 
 
 class _MappedShard:
-    """The image column of one shard, mapped at first use."""
+    """Columns of encoded bytes of one shard, mapped at first use."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def image(self, row: int) -> Encoded:
         """Bytes of one row by the offsets buffer; a scalar of pyarrow would cost fifty times as much."""
-        first_rows, columns = self._columns
-        number = bisect_right(first_rows, row) - 1
-        offsets, values = columns[number]
-        place = row - first_rows[number]
-        return values[offsets[place] : offsets[place + 1]]
+        return self._images.bytes(row)
+
+    def mask(self, row: int) -> Encoded | None:
+        """Bytes of one row's mask; None without one."""
+        found = self._masks.bytes(row)
+        return found if len(found) else None
 
     @cached_property
-    def _columns(self) -> tuple[list[int], list[tuple[Indices, Encoded]]]:
-        """First row, and (offsets, bytes) as views, of each record batch."""
-        columns = [batch.column("image") for batch in read_batches(self._path)]
+    def _images(self) -> _Column:
+        return _Column.of(self._path, "image")
+
+    @cached_property
+    def _masks(self) -> _Column:
+        return _Column.of(self._path, "mask")
+
+
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """First row, and (offsets, bytes) as views, of each record batch; a null is no bytes."""
+
+    first_rows: list[int]
+    parts: list[tuple[Indices, Encoded]]
+
+    @classmethod
+    def of(cls, path: Path, name: str) -> _Column:
+        columns = [batch.column(name) for batch in read_batches(path)]
         first_rows = [0, *accumulate(len(column) for column in columns)]
-        return first_rows[:-1], [_buffers(column) for column in columns]
+        return cls(first_rows[:-1], [_buffers(column) for column in columns])
+
+    def bytes(self, row: int) -> Encoded:
+        number = bisect_right(self.first_rows, row) - 1
+        offsets, values = self.parts[number]
+        place = row - self.first_rows[number]
+        return values[offsets[place] : offsets[place + 1]]
 
 
 def _buffers(column: pa.LargeBinaryArray) -> tuple[Indices, Encoded]:
     _, offsets, values = column.buffers()
     bounds = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
-    return bounds, np.frombuffer(values, np.uint8)
+    return bounds, np.frombuffer(values or b"", np.uint8)  # a column of nulls has no bytes at all
 
 
 def _build_index(dataset: Dataset, scheme: str, name: str) -> npt.NDArray[Any]:

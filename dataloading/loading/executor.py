@@ -16,7 +16,16 @@ import torch
 
 from dataloading.loading.augment import Augmentation
 
-__all__ = ["Encoded", "Executor", "ExecutorSpec", "Pending", "UndecodableError", "is_jpeg", "scaled_matrices"]
+__all__ = [
+    "Encoded",
+    "Executor",
+    "ExecutorSpec",
+    "Pending",
+    "UndecodableError",
+    "index_matrices",
+    "is_jpeg",
+    "scaled_matrices",
+]
 
 Encoded = npt.NDArray[np.uint8]
 """The bytes of one picture as found in its shard, uint8 [bytes]; not to be written to."""
@@ -86,3 +95,10 @@ def scaled_matrices(matrices: npt.NDArray[np.float64], reductions: npt.NDArray[n
     A pixel of a reduced picture covers exactly r x r of the full one.
     """
     return matrices / reductions[:, None, None]
+
+
+def index_matrices(matrices: npt.NDArray[np.float64], reductions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """For OpenCV, which counts pixel centres from 0: T(-0.5) M T(+0.5), at the decoded scale."""
+    scaled = scaled_matrices(matrices, reductions)
+    scaled[:, :, 2] += 0.5 * (scaled[:, :, 0] + scaled[:, :, 1]) - 0.5
+    return scaled

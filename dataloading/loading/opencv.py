@@ -20,8 +20,8 @@ from dataloading.loading.executor import (
     Encoded,
     ExecutorSpec,
     UndecodableError,
+    index_matrices,
     is_jpeg,
-    scaled_matrices,
 )
 
 __all__ = ["OpenCVExecutor"]
@@ -101,7 +101,7 @@ class OpenCVPending:
 def _execute(encoded: Sequence[Encoded], augmentation: Augmentation, pixels: Encoded, first: int) -> None:
     """Fill `pixels`, uint8 [n, S, S, C]; `first` is the chunk's position in its batch."""
     reductions = [int(r) if is_jpeg(data) else 1 for data, r in zip(encoded, augmentation.reductions, strict=True)]
-    matrices = _index_matrices(augmentation.matrices, np.array(reductions))
+    matrices = index_matrices(augmentation.matrices, np.array(reductions))
     tables = _tables(augmentation)
     for number, data in enumerate(encoded):
         picture = _decode(data, pixels.shape[3], reductions[number], first + number)
@@ -134,13 +134,6 @@ def _warp(picture: Encoded, matrix: npt.NDArray[np.float64], pixels: Encoded) ->
     cv2.warpAffine(picture, matrix, (size, size), dst=pixels, flags=_WARP)
     if channels == 3:
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
-
-
-def _index_matrices(matrices: npt.NDArray[np.float64], reductions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """For OpenCV, which counts pixel centres from 0: T(-0.5) M T(+0.5), at the decoded scale."""
-    scaled = scaled_matrices(matrices, reductions)
-    scaled[:, :, 2] += 0.5 * (scaled[:, :, 0] + scaled[:, :, 1]) - 0.5
-    return scaled
 
 
 def _tables(augmentation: Augmentation) -> Encoded | None:

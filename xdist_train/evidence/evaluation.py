@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import pyarrow as pa
@@ -35,7 +35,7 @@ from xdist_train.models.export import ModelDescription, load_model, require_same
 from xdist_train.models.precision import resolve_precision
 from xdist_train.models.prior import PriorShift
 
-__all__ = ["Evidence", "build_evidence", "run_evaluation"]
+__all__ = ["Evidence", "build_evidence", "run_evaluation", "view_config"]
 
 _BATCH_SIZE = 64
 
@@ -110,10 +110,12 @@ def run_evaluation(model_uri: str, split: str, data_uri: str = "") -> dict[str, 
     return evidence.report
 
 
-def _loader_config(description: ModelDescription) -> LoaderConfig:
+def view_config(description: ModelDescription, base: LoaderConfig | None = None) -> LoaderConfig:
+    """The loader's configuration that shows pictures as the model was trained to see them; the rest is `base`'s."""
     facts = description.preprocessing
     fit = cast(Literal["stretch", "crop"], facts.fit)
-    return LoaderConfig(image_size=facts.image_size, fit=fit, reduce_tolerance=facts.reduce_tolerance)
+    tolerance = facts.reduce_tolerance
+    return replace(base or LoaderConfig(), image_size=facts.image_size, fit=fit, reduce_tolerance=tolerance)
 
 
 def _answers(
@@ -124,7 +126,7 @@ def _answers(
     precision: str,
 ) -> Answers:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    arithmetic, config = resolve_precision(precision, device), _loader_config(description)
+    arithmetic, config = resolve_precision(precision, device), view_config(description)
     model = model.to(device)
     dtype = next(model.parameters()).dtype
     facts = description.preprocessing

@@ -22,6 +22,7 @@ from cluster.session import ClusterResources, cluster_resources, connect, start_
 from cluster.store import Store
 from dataloading.dataset import SPLITS
 from xdist_train.config import Config, identity_digest
+from xdist_train.evidence.cams.job import explain_run
 from xdist_train.training.job import Job, build_trainer, wait_limit
 from xdist_train.training.live import live_line
 from xdist_train.training.messages import STOPPED, MonitorView
@@ -77,10 +78,31 @@ def launch(
     config = with_absolute_paths(config)
     prepared = prepare(config, label, place)
     if already_finished(prepared, config):
-        said = f"run {prepared.folder.name!r} has already finished; nothing to do."
+        said = f"run {prepared.folder.name!r} has already finished; no training to do."
         console.print(said, highlight=False, markup=False)
+        if config.cam.after:
+            with connect() as ray:
+                _explain(ray, config, prepared.folder, console)
         return _result(prepared.folder, prepared.earlier)
-    with connect() as ray, live_line(console) as line, StopWish() as wish:
+    with connect() as ray:
+        values = _launch(ray, config, prepared, console, command=command, parent=parent, guide=guide)
+        if config.cam.after and values["status"] == "finished":
+            _explain(ray, config, prepared.folder, console)
+    return _result(prepared.folder, values)
+
+
+def _launch(
+    ray: Any,
+    config: Config,
+    prepared: Prepared,
+    console: Console,
+    *,
+    command: str,
+    parent: str,
+    guide: Guide | None,
+) -> dict[str, Any]:
+    """One job on a cluster; what `run.json` says in the end."""
+    with live_line(console) as line, StopWish() as wish:
         resources = cluster_resources(ray)
         use_gpu = check_fit(config, prepared.dataset, resources)
         check_nodes(ray, config, prepared)
@@ -93,7 +115,12 @@ def launch(
         watch = Watch(ray, monitor, config, record, line, wish, guide, use_gpu=use_gpu, wait_s=wait_s)
         build = partial(build_trainer, config, prepared, monitor, use_gpu=use_gpu, wait_s=wait_s)
         _train(ray, build, monitor, record, watch, wish)
-    return _result(prepared.folder, record.values)
+    return record.values
+
+
+def _explain(ray: Any, config: Config, folder: RunFolder, console: Console) -> None:
+    """Class activation maps, as this start asks for them, on what its training has freed."""
+    explain_run(ray, folder.store.uri, config.cam, console)
 
 
 def _claim(

@@ -18,6 +18,7 @@ from dataloading.dataset import Dataset, open_dataset
 from dataloading.loading.cache import cache_root, count_classes, open_split
 from dataloading.loading.plan import StepPlan
 from xdist_train.config import Config, identity
+from xdist_train.evidence.cams.request import check_method
 from xdist_train.models.backbones import build_model, check_model
 from xdist_train.models.losses import build_class_weights
 from xdist_train.models.weights import StoredWeights, read_weights, require_fit, resolve_weights
@@ -149,6 +150,8 @@ def check_network(config: Config, num_classes: int) -> StoredWeights | None:
     with torch.device("meta"):
         model = build_model(config.model, num_classes)
     check_model(model, config.model.backbone, config.loader.image_size)
+    if config.cam.after:
+        check_method(config.model, num_classes, config.cam, config.loader.image_size)
     store = open_store(config.storage.uri)
     weights = resolve_weights(config.model.weights, config.model.backbone, store)
     if weights:

@@ -1,0 +1,1 @@
+"""Class activation maps: what in a picture a trained model answers by, and how far that can be believed."""
