@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from xdist_train.training.launch import LaunchResult
 
-__all__ = ["cam", "demo", "evaluate", "predict", "runs", "train", "weights"]
+__all__ = ["cam", "compare", "demo", "evaluate", "predict", "runs", "train", "weights"]
 
 _Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. train.epochs=5.")
@@ -101,6 +101,24 @@ def cam(
     summary = run_cam(run, split=split, data_uri=data, overrides=overrides or [], console=console)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders; the first is compared to.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    as_json: _Json = False,
+) -> None:
+    """Figures of runs side by side on the same images, and differences to the first, paired by patient.
+
+    Example: xdist-train compare runs/first runs/second --split test
+    """
+    from xdist_train.evidence.compare import comparison_table, run_comparison
+
+    comparison = run_comparison(runs, split)
+    if as_json:
+        typer.echo(json.dumps(comparison, indent=2))
+    else:
+        _console().print(comparison_table(comparison))
 
 
 def demo(

@@ -9,9 +9,9 @@ from rich.text import Text
 
 from cluster.terminal import printable
 
-__all__ = ["figures_table"]
+__all__ = ["TITLES", "figure_cells", "figures_table"]
 
-_TITLES = {
+TITLES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
@@ -34,19 +34,20 @@ def figures_table(report: dict[str, Any], title: str = "") -> Table:
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right")
-    for key, name in _TITLES.items():
-        table.add_row(name, *_cells(report[key]))
+    for key, name in TITLES.items():
+        table.add_row(name, *figure_cells(report[key]))
     for class_name, figures in report["per_class"].items():
         table.add_section()
         table.add_row(Text(printable(f"{class_name} ({figures['n']})"), style="bold"))
         for key in _PER_CLASS:
-            table.add_row(f"  {key.replace('auroc', 'AUROC')}", *_cells(figures[key]))
+            table.add_row(f"  {key.replace('auroc', 'AUROC')}", *figure_cells(figures[key]))
     if report.get("prior"):
         table.caption = "Training moved the classes' shares (sampler.alpha or class weights): see `prior`."
     return table
 
 
-def _cells(figure: dict[str, float | None]) -> tuple[str, str]:
+def figure_cells(figure: dict[str, float | None]) -> tuple[str, str]:
+    """A figure and its interval as texts."""
     low, high = figure["low"], figure["high"]
     interval = "-" if low is None or high is None else f"{low:.3f} to {high:.3f}"
     return ("-" if figure["value"] is None else f"{figure['value']:.3f}"), interval

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xdist_train.evidence.cams.means import PatientMeans, interval
+from xdist_train.evidence.means import PatientMeans, interval
 
 __all__ = ["BLOB", "MEAN_MAP", "THRESHOLDS", "Located", "Placed", "centred_blob", "localise", "report"]
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from xdist_train.evidence.cams import localisation, shortcut
 from xdist_train.evidence.cams.faithfulness import REMOVALS, SHARE
 from xdist_train.evidence.cams.localisation import Placed
-from xdist_train.evidence.cams.means import PatientMeans, interval
+from xdist_train.evidence.means import PatientMeans, interval
 
 __all__ = ["SUMMARY_COLUMNS", "figures_of", "mean_of_maps", "pointing_line"]
 
