@@ -7,17 +7,11 @@ same in all figures: orange-red the best trial, black the recipe's own, the othe
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from html import escape
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -34,21 +28,10 @@ from tune_spaces.domains import Choice, Domain, Range
 from tune_spaces.importance import Importance
 from tune_spaces.leaderboard import Leaderboard, TrialRow
 from tune_spaces.space import Space
+from xdist_train.evidence.drawing import drawing_style, svg_element
 
 __all__ = ["best_so_far", "cost", "importance_bars", "learning_curves", "parallel_coordinates"]
 
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "equal figures are equal bytes",
-    "text.parse_math": False,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "legend.frameon": False,
-}
 _WIDTH_IN, _HEIGHT_IN = 10.0, 4.2
 _BEST, _PALE = "#d55e00", "#c6dbe8"
 _BEST_LINE: dict[str, Any] = {"color": _BEST, "lw": 2.5, "label": "the best trial"}
@@ -81,7 +64,7 @@ def best_so_far(board: Leaderboard) -> str | None:
         return None
     divisor, unit = _unit_of(sum(row.worker_seconds for row in rows))
     spent = itertools.accumulate(row.worker_seconds / divisor for row in rows)
-    with _style():
+    with drawing_style():
         figure = _figure(_HEIGHT_IN)
         left, right = figure.subplots(1, 2, sharey=True)
         _draw_best_so_far(left, board, figures, {row.number: float(row.number) for row in rows})
@@ -94,7 +77,7 @@ def best_so_far(board: Leaderboard) -> str | None:
         marks = [Line2D([], [], color=_BEST, lw=2, label="best so far"), *_lines(rows, "finished", marker="o", ls="")]
         own = [Line2D([], [], **_OWN_LINE)] if _own_figure(board) is not None else []
         _legend(figure, [*marks, *own])
-        return _svg(figure, "best", "Best figure so far, by trial number and by worker time.")
+        return svg_element(figure, "best", "Best figure so far, by trial number and by worker time.")
 
 
 def _draw_best_so_far(axes: Axes, board: Leaderboard, figures: Mapping[int, float], at: Mapping[int, float]) -> None:
@@ -129,7 +112,7 @@ def parallel_coordinates(board: Leaderboard, space: Space) -> str | None:
     domains: dict[str, Domain] = {key: union(spec) for key, spec in space.specs.items()}
     domains[board.metric] = Range(low=min(figures), high=max(figures))
     shades = _shades(figures, board)
-    with _style():
+    with drawing_style():
         figure = _figure(5.2, max(_WIDTH_IN, 0.95 * len(domains)))
         axes = figure.subplots()
         axes.set_title("Values of the trials", pad=44)
@@ -144,7 +127,7 @@ def parallel_coordinates(board: Leaderboard, space: Space) -> str | None:
             extend = "min" if board.direction == "maximize" else "max"
             figure.colorbar(shades, ax=axes, label=_metric(board), extend=extend, pad=0.01)
         _legend(figure, [*_lines(rows, "pruned"), Line2D([], [], **_BEST_LINE)])
-        return _svg(figure, "values", "Values of the trials: a line a trial, an axis a key, coloured by figure.")
+        return svg_element(figure, "values", "Values of the trials: a line a trial, an axis a key, coloured by figure.")
 
 
 def _shades(figures: Sequence[float], board: Leaderboard) -> ScalarMappable:
@@ -191,7 +174,7 @@ def importance_bars(importances: Mapping[str, Importance], metric: str) -> str |
     groups = [(key, one) for key, one in _heads(importances) if one.value is not None and one.chance is not None]
     if not groups:
         return None
-    with _style():
+    with drawing_style():
         figure = _figure(1.6 + 0.42 * len(groups))
         axes = figure.subplots()
         names = ["\n".join(map(_shown_key, (key, *one.tied))) for key, one in groups]
@@ -213,7 +196,7 @@ def importance_bars(importances: Mapping[str, Importance], metric: str) -> str |
             Patch(color=_PALE, label="may be chance"),
         )
         _legend(figure, [clear, unclear, Line2D([], [], label="what chance stays under 19 times in 20", **_CHANCE)])
-        return _svg(figure, "importance", f"What each key explains of {metric}.")
+        return svg_element(figure, "importance", f"What each key explains of {metric}.")
 
 
 def _heads(importances: Mapping[str, Importance]) -> Iterator[tuple[str, Importance]]:
@@ -230,7 +213,7 @@ def learning_curves(board: Leaderboard) -> str | None:
     rows = [row for row in reversed(board.rows) if _points(row)]
     if not rows:
         return None
-    with _style():
+    with drawing_style():
         figure = _figure(_HEIGHT_IN)
         axes = figure.subplots()
         for row in rows:
@@ -242,7 +225,7 @@ def learning_curves(board: Leaderboard) -> str | None:
             Line2D([], [], **look) for name, look in ((board.best, _BEST_LINE), (board.own, _OWN_LINE)) if name in names
         ]
         _legend(figure, [*_lines(rows, *_ENDS), *special])
-        return _svg(figure, "curves", "Learning curves of all trials.")
+        return svg_element(figure, "curves", "Learning curves of all trials.")
 
 
 def _draw_curve(axes: Axes, row: TrialRow, board: Leaderboard) -> None:
@@ -263,7 +246,7 @@ def cost(board: Leaderboard) -> str | None:
     if board.worker_seconds <= 0:
         return None
     divisor, unit = _unit_of(max(_worker_seconds(row) for row in rows))
-    with _style():
+    with drawing_style():
         figure = _figure(_HEIGHT_IN)
         axes = figure.subplots()
         axes.bar(
@@ -282,7 +265,7 @@ def cost(board: Leaderboard) -> str | None:
         _count_trials(axes, rows)
         ends = [Patch(color=colour, label=name) for colour, name in _present(rows, *_ENDS)]
         _legend(figure, [*ends, *([Patch(**_REPEATS)] if repeated else [])])
-        return _svg(figure, "cost", "Worker time of each trial.")
+        return svg_element(figure, "cost", "Worker time of each trial.")
 
 
 def _by_number(board: Leaderboard) -> list[TrialRow]:
@@ -342,21 +325,3 @@ def _legend(figure: Figure, marks: Sequence[Artist]) -> None:
 
 def _figure(height_in: float, width_in: float = _WIDTH_IN) -> Figure:
     return Figure(figsize=(width_in, height_in), layout="constrained")
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # A reader's font may have what this machine's has not.
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        yield
-
-
-def _svg(figure: Figure, name: str, description: str) -> str:
-    """The drawing as an element of a page, its ids made different from those of other drawings."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r'( id="|"#|url\(#)', rf"\1{name}-", tag[0]), text)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(printable(description))}"', 1)

@@ -1,91 +1,43 @@
 """The page of a search: one HTML file that needs nothing else. Pure; what it says is `verdict`'s and `figures`'.
 
-Every text goes through `_text`, so that no name, value or reason becomes markup.
+Every text goes through `text`, so that no name, value or reason becomes markup.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from html import escape
 from typing import Any
 
-from cluster.terminal import printable
 from tune_spaces.domains import Domain, Range, label
 from tune_spaces.figures import best_so_far, cost, importance_bars, learning_curves, parallel_coordinates
 from tune_spaces.importance import Importance, importances
 from tune_spaces.leaderboard import Leaderboard, TrialRow
 from tune_spaces.space import Conditions, Space, leaves
 from tune_spaces.verdict import say_count, say_figure, say_seconds, verdict
+from xdist_train.evidence.page import LONG, page, section, table, text
 
 __all__ = ["search_report"]
 
 _NOTHING = "–"
 _TRIAL, _REASON = "trial", "reason"
-_LONG = ' class="long"'
 _STATUS = {"pruned": "stopped early", "stopped": "cut short"}
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #d0d0d0; --soft: #f4f4f4; --mark: #fdeee2; }
-@media (prefers-color-scheme: dark) { :root { --line: #505050; --soft: #2a2a2a; --mark: #4a2c12; } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2, h3 { line-height: 1.2; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: 0.3rem; }
-.verdict { font-size: 1.1rem; background: var(--soft); padding: 1rem 1.2rem; border-radius: 6px; }
-.scroll { overflow: auto; max-height: 45rem; }
-table { border-collapse: collapse; font-size: 0.85rem; }
-caption { text-align: left; padding-bottom: 0.5rem; }
-th, td { text-align: left; padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-td { font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.long { min-width: 18rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-thead th { background: var(--soft); vertical-align: bottom; position: sticky; top: 0; }
-tbody th { font-weight: 600; white-space: nowrap; }
-tr.best { background: var(--mark); }
-th button { font: inherit; font-weight: bold; color: inherit; background: none; border: 0; padding: 0; text-align: left;
-  cursor: pointer; }
-th[aria-sort=ascending] button::after { content: " \\2191"; }
-th[aria-sort=descending] button::after { content: " \\2193"; }
-pre { background: var(--soft); padding: 0.8rem 1rem; border-radius: 6px; overflow-x: auto; }
-figure { margin: 1rem 0 2.5rem; }
-figure svg { background: #fff; width: 100%; height: auto; border-radius: 6px; }
-"""
-
-# Rows without a value stay last, whichever way.
-_SCRIPT = """
-for (const table of document.querySelectorAll("table.sortable")) {
-  table.querySelectorAll("thead th").forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
-    const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-    table.querySelectorAll("thead th").forEach(other => other.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
-    const key = row => row.cells[column].dataset.key;
-    const compare = (a, b) => a === "" || b === "" ? (a === "") - (b === "") :
-      sign * (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
-    table.tBodies[0].append(...[...table.tBodies[0].rows].sort((a, b) => compare(key(a), key(b))));
-  }));
-}
-"""
 
 
 def search_report(board: Leaderboard, space: Space) -> str:
     """The page: verdict, best configuration, leaderboard, figures, failures, settings."""
     about = f"Recipe {board.recipe} over the space {board.space}, {board.status}."
     parts = [
-        f"<h1>Search {_text(board.name)}</h1>\n<p>{_text(about)}</p>",
-        f'<p class="verdict">{_text(" ".join(verdict(board)))}</p>',
-        _section("Best configuration", *_best_configuration(board, space)),
-        _section("Leaderboard", *_leaderboard(board, space)),
-        _section("Figures", *_figures(board, space)),
-        _section("Failed trials", *_failures(board)),
-        _section("Settings", *_settings(board, space)),
+        f"<h1>Search {text(board.name)}</h1>\n<p>{text(about)}</p>",
+        f'<p class="verdict">{text(" ".join(verdict(board)))}</p>',
+        section("Best configuration", *_best_configuration(board, space)),
+        section("Leaderboard", *_leaderboard(board, space)),
+        section("Figures", *_figures(board, space)),
+        section("Failed trials", *_failures(board)),
+        section("Settings", *_settings(board, space)),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Search {_text(board.name)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(parts)
-        + f"\n</main>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
-    )
+    return page(f"Search {board.name}", parts)
 
 
 def _best_configuration(board: Leaderboard, space: Space) -> Iterator[str]:
@@ -95,7 +47,7 @@ def _best_configuration(board: Leaderboard, space: Space) -> Iterator[str]:
         return
     heads = ["key", "value", *(["recipe's own value"] if own else [])]
     rows = [[key, *(_value(row, key) for row in (best, own) if row)] for key in space.specs]
-    yield _table("What the best trial lays over the recipe.", heads, rows)
+    yield table("What the best trial lays over the recipe.", heads, rows)
     yield "<p>To train it again, from the folder of the search:</p>\n<pre>xdist-train train best.yaml</pre>"
 
 
@@ -104,7 +56,7 @@ def _leaderboard(board: Leaderboard, space: Space) -> Iterator[str]:
         yield "<p>No trial yet.</p>"
         return
     columns = _columns(board, space)
-    heads = "".join(f'<th scope="col"><button type="button">{_text(name)}</button></th>' for name in columns)
+    heads = "".join(f'<th scope="col"><button type="button">{text(name)}</button></th>' for name in columns)
     body = "\n".join(_leaderboard_row(row, board, columns) for row in board.rows)
     yield (
         '<div class="scroll"><table class="sortable">\n'
@@ -152,10 +104,10 @@ def _leaderboard_row(row: TrialRow, board: Leaderboard, columns: Mapping[str, Ca
 
 
 def _leaderboard_cell(name: str, cell: _Cell) -> str:
-    key, text = _text(cell.key), _text(cell.text)
+    key, shown = text(cell.key), text(cell.text)
     if name == _TRIAL:
-        return f'<th scope="row" data-key="{key}">{text}</th>'
-    return f'<td{_LONG if name == _REASON else ""} data-key="{key}">{text}</td>'
+        return f'<th scope="row" data-key="{key}">{shown}</th>'
+    return f'<td{LONG if name == _REASON else ""} data-key="{key}">{shown}</td>'
 
 
 def _cell_of_key(key: str, row: TrialRow) -> _Cell:
@@ -221,8 +173,8 @@ def _figures(board: Leaderboard, space: Space) -> Iterator[str]:
 def _figure(title: str, svg: str | None, reading: str, otherwise: str) -> str:
     """A figure with how to read it, or why there is none."""
     if svg is None:
-        return f"<h3>{_text(title)}</h3>\n<p>{_text(otherwise)}</p>"
-    return f"<h3>{_text(title)}</h3>\n<figure>\n<figcaption>{_text(reading)}</figcaption>\n{svg}\n</figure>"
+        return f"<h3>{text(title)}</h3>\n<p>{text(otherwise)}</p>"
+    return f"<h3>{text(title)}</h3>\n<figure>\n<figcaption>{text(reading)}</figcaption>\n{svg}\n</figure>"
 
 
 def _without_number(found: Mapping[str, Importance]) -> Iterator[str]:
@@ -230,7 +182,7 @@ def _without_number(found: Mapping[str, Importance]) -> Iterator[str]:
     for key, one in found.items():
         keys.setdefault(one.reason, []).append(key)
     lines = [f"{', '.join(named)}: {reason}." for reason, named in keys.items() if reason]
-    items = [f"<li>{_text(line)}</li>" for line in lines]
+    items = [f"<li>{text(line)}</li>" for line in lines]
     if items:
         yield f"<p>Without a number:</p>\n<ul>\n{''.join(items)}\n</ul>"
 
@@ -242,7 +194,7 @@ def _failures(board: Leaderboard) -> Iterator[str]:
     if not failed:
         yield "<p>No trial failed.</p>"
         return
-    yield _table(f"{say_count(len(failed), 'trial')} failed.", ["trial", _REASON], failed)
+    yield table(f"{say_count(len(failed), 'trial')} failed.", ["trial", _REASON], failed)
 
 
 def _settings(board: Leaderboard, space: Space) -> Iterator[str]:
@@ -255,13 +207,13 @@ def _settings(board: Leaderboard, space: Space) -> Iterator[str]:
         "time of the search": say_seconds(board.seconds),
         "worker time": say_seconds(board.worker_seconds),
     }
-    yield _table("The search.", ["setting", "value"], [[name, value] for name, value in facts.items()])
+    yield table("The search.", ["setting", "value"], [[name, value] for name, value in facts.items()])
     ranges = [
         [key, _conditions(path), _domain(leaf.domain)]
         for key, spec in space.specs.items()
         for path, leaf in leaves(spec)
     ]
-    yield _table("What each key may take.", ["key", "where", "values"], ranges)
+    yield table("What each key may take.", ["key", "where", "values"], ranges)
 
 
 def _conditions(path: Conditions) -> str:
@@ -275,25 +227,3 @@ def _domain(domain: Domain) -> str:
 
 def _value(row: TrialRow, key: str) -> str:
     return label(row.values[key]) if key in row.values else _NOTHING
-
-
-def _section(title: str, *parts: str) -> str:
-    return "\n".join([f"<section>\n<h2>{_text(title)}</h2>", *parts, "</section>"])
-
-
-def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column names the rows."""
-    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in heads)
-    lines = [
-        f'<tr><th scope="row">{_text(first)}</th>{"".join(f"<td{_LONG}>{_text(cell)}</td>" for cell in rest)}</tr>'
-        for first, *rest in rows
-    ]
-    body = "\n".join(lines)
-    return (
-        f'<div class="scroll"><table>\n<caption>{_text(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody>\n</table></div>"
-    )
-
-
-def _text(text: str) -> str:
-    return escape(printable(text))
