@@ -26,6 +26,7 @@ __all__ = [
     "CHECKPOINTS",
     "CONFIG",
     "METRICS",
+    "REPORT",
     "RUN",
     "SEARCH",
     "TENSORBOARD",
@@ -40,7 +41,7 @@ __all__ = [
     "predictions_key",
 ]
 
-RUN, CONFIG, METRICS = "run.json", "config.yaml", "metrics.jsonl"
+RUN, CONFIG, METRICS, REPORT = "run.json", "config.yaml", "metrics.jsonl", "report.html"
 SEARCH = "search.json"
 ATTEMPTS, CHECKPOINTS, TENSORBOARD = "attempts", "checkpoints", "tensorboard"
 RUN_SCHEMA = 1

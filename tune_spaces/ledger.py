@@ -30,7 +30,6 @@ __all__ = [
     "JOURNAL",
     "LEADERBOARD",
     "REPEATS",
-    "REPORT",
     "TENSORBOARD",
     "TRIALS",
     "best_recipe",
@@ -45,7 +44,7 @@ __all__ = [
 ]
 
 JOURNAL, TRIALS, REPEATS = "journal.jsonl", "trials", "repeats"
-LEADERBOARD, BEST, REPORT, TENSORBOARD = "leaderboard.parquet", "best.yaml", "report.html", "tensorboard"
+LEADERBOARD, BEST, TENSORBOARD = "leaderboard.parquet", "best.yaml", "tensorboard"
 _LONGEST_NAME = 36
 _NAMED_FIRST = ("model", "optim")
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from cluster.config import Layer, load_config, to_dict
 from cluster.errors import XdistError
-from cluster.runs import RunFolder
+from cluster.runs import REPORT, RunFolder
 from tune_spaces import ledger
 from tune_spaces.config import SearchConfig
 from tune_spaces.hparams import trial_events
@@ -292,9 +292,9 @@ class Search:
                 self.folder.publish(ledger.BEST, ledger.best_recipe(self._run(board.best), board, self._plan.config))
                 keys.append(ledger.BEST)
             if last or self._clock() - self._drawn > _PAGE_S:
-                self.folder.publish(ledger.REPORT, search_report(board, self._plan.space_keys).encode())
+                self.folder.publish(REPORT, search_report(board, self._plan.space_keys).encode())
                 self._drawn = self._clock()
-                keys.append(ledger.REPORT)
+                keys.append(REPORT)
             self.write(best=board.best, complete=sorted({*self._record.values["complete"], *keys}))
 
     def _publish_events(self, number: int) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from xdist_train.training.launch import LaunchResult
 
-__all__ = ["cam", "compare", "demo", "evaluate", "predict", "runs", "train", "weights"]
+__all__ = ["cam", "compare", "demo", "evaluate", "predict", "report", "runs", "train", "weights"]
 
 _Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. train.epochs=5.")
@@ -119,6 +119,24 @@ def compare(
         typer.echo(json.dumps(comparison, indent=2))
     else:
         _console().print(comparison_table(comparison))
+
+
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; by default report.html in the run folder.")] = None,
+    real_names: Annotated[
+        bool, typer.Option("--real-names", help="Show file names and patients as they are, not by numbers.")
+    ] = False,
+) -> None:
+    """One page of a run for clinicians and engineers: figures, curves, thresholds, errors, maps, configuration.
+
+    It opens anywhere, without a network. With the maps of `xdist-train cam RUN`, it shows those too.
+
+    Example: xdist-train report runs/first
+    """
+    from xdist_train.evidence.report.writing import write_report
+
+    typer.echo(f"report: {write_report(run, out=out, real_names=real_names)}")
 
 
 def demo(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["build_warnings"]
+__all__ = ["build_warnings", "nameless"]
 
 Audit = dict[str, Any]
 
@@ -20,6 +20,13 @@ _PERSONAL = {"exif", "xmp", "iptc", "comment", "text", "application", "thumbnail
 def build_warnings(audit: Audit) -> list[str]:
     """Sentences for the user, the gravest first."""
     return [sentence for subject in _SUBJECTS for sentence in subject(audit)]
+
+
+def nameless(audit: Any) -> Any:
+    """An audit without the names that it gives as examples, which tell of patients."""
+    if isinstance(audit, dict):
+        return {key: [] if key == "names" else nameless(value) for key, value in audit.items()}
+    return audit
 
 
 def _size_baseline(audit: Audit) -> Iterator[str]:
@@ -151,4 +158,4 @@ def _many(count: int, noun: str) -> str:
 
 
 def _such_as(named: Audit) -> str:
-    return f" (such as {named['names'][0]})"
+    return f" (such as {named['names'][0]})" if named["names"] else ""

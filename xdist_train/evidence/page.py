@@ -85,11 +85,12 @@ def section(title: str, *parts: str) -> str:
     return "\n".join([f"<section>\n<h2>{text(title)}</h2>", *parts, "</section>"])
 
 
-def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts whose first column names the rows."""
+def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, folded: bool = True) -> str:
+    """A table of texts whose first column names the rows; long texts are folded, figures better not."""
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
+    look = LONG if folded else ""
     lines = [
-        f'<tr><th scope="row">{text(first)}</th>{"".join(f"<td{LONG}>{text(cell)}</td>" for cell in rest)}</tr>'
+        f'<tr><th scope="row">{text(first)}</th>{"".join(f"<td{look}>{text(cell)}</td>" for cell in rest)}</tr>'
         for first, *rest in rows
     ]
     body = "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -9,7 +10,7 @@ from rich.text import Text
 
 from cluster.terminal import printable
 
-__all__ = ["TITLES", "figure_cells", "figures_table"]
+__all__ = ["TITLES", "figure_cells", "figure_text", "figures_table"]
 
 TITLES = {
     "accuracy": "accuracy",
@@ -46,7 +47,13 @@ def figures_table(report: dict[str, Any], title: str = "") -> Table:
     return table
 
 
-def figure_cells(figure: dict[str, float | None]) -> tuple[str, str]:
+def figure_text(figure: Mapping[str, float | None]) -> str:
+    """A figure with its interval, in one text."""
+    value, interval = figure_cells(figure)
+    return value if interval == "-" else f"{value} ({interval})"
+
+
+def figure_cells(figure: Mapping[str, float | None]) -> tuple[str, str]:
     """A figure and its interval as texts."""
     low, high = figure["low"], figure["high"]
     interval = "-" if low is None or high is None else f"{low:.3f} to {high:.3f}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from cluster.config import dump_yaml
@@ -15,7 +16,7 @@ from xdist_train.config import resolve_config
 from xdist_train.evidence.evaluate import evaluation_report, predictions_table
 from xdist_train.evidence.evaluation import Evidence
 
-__all__ = ["draw_answers", "write_run"]
+__all__ = ["CLASSES", "draw_answers", "write_cam", "write_run"]
 
 CLASSES = ("CNV", "DME", "NORMAL")
 
@@ -100,3 +101,52 @@ def _history() -> list[dict[str, Any]]:
             | {"selected": epoch <= 2, "images_per_s": 300.0}
         )
     return rows
+
+
+def write_cam(run: Store, ids: Sequence[int], classes: Sequence[str] = CLASSES, warning: str | None = None) -> None:
+    """What a CAM job leaves of a split, of pictures that are noise: listed in run.json."""
+    generator = np.random.default_rng(0)
+    folder, entries, keys = "cam/test/classic-layer4", [], []
+    for place, image_id in enumerate(ids):
+        for kind in ("images", "overlays"):
+            picture = generator.integers(0, 255, (96, 144, 3), dtype=np.uint8)
+            run.write(f"{folder}/{kind}/{image_id}.jpg", cv2.imencode(".jpg", picture)[1].tobytes())
+        entries.append(
+            {
+                "id": int(image_id),
+                "group": ("TP", "FP", "TN", "FN")[place % 4],
+                "class": classes[place % len(classes)],
+                "order": "confident" if place % 2 else "random",
+                "label": classes[0],
+                "predicted": classes[place % 2],
+                "probability": 0.75,
+                "image": f"{folder}/images/{image_id}.jpg",
+                "overlay": f"{folder}/overlays/{image_id}.jpg",
+            }
+        )
+    figure = {"value": 0.8, "low": 0.7, "high": 0.9}
+    baselines = {name: {**figure, "difference": figure} for name in ("centred_blob", "mean_map")}
+    part = {
+        "n": 10,
+        "n_patients": 5,
+        "pointing_game": {**figure, **baselines},
+        "energy_inside": figure,
+        "iou": {**figure, "threshold": 0.5},
+    }
+    place_figure = {"share": 0.2, "area": 0.36, "high": False, "n": 10}
+    summary = {
+        "schema": 1,
+        "method": "classic",
+        "layer": "layer4",
+        "split": "test",
+        "n_images": 300,
+        "classes": list(classes),
+        "localisation": {"pooled": part, "per_class": {classes[0]: part}},
+        "faithfulness": {"n": 10, "share_removed": 0.1} | dict.fromkeys(("top", "random_pixels", "random_map"), figure),
+        "shortcut": {"border": place_figure, "outside_tissue": place_figure, "warning": warning},
+        "gallery": entries,
+    }
+    run.write_json(f"{folder}/cam.json", summary)
+    keys.append(f"{folder}/cam.json")
+    record = run.read_json("run.json")
+    run.write_json("run.json", {**record, "complete": sorted({*record["complete"], *keys})})
