@@ -21,6 +21,7 @@ from dataloading.packing.output import refuse_taken_store
 from dataloading.packing.pack import run_pack
 from dataloading.packing.phantom import PhantomConfig, run_phantom
 from xdist_train.config import Config, narrow, read_recipe
+from xdist_train.evidence.report.writing import write_report
 from xdist_train.training.launch import LaunchResult, launch
 
 __all__ = ["run_demo"]
@@ -34,7 +35,7 @@ class _DemoConfig(Config):
 
 
 def run_demo(out: str, overrides: Sequence[str], console: Console, command: str) -> LaunchResult:
-    """Phantom (by default of 2,000 images), pack, train on 2 workers, evaluate, explain; all is left under `out`.
+    """Phantom (by default of 2,000 images), pack, train on 2 workers, evaluate, explain, report; all lies under `out`.
 
     Args:
         out: URI of a place where nothing is; on a disk the images stay there too.
@@ -55,7 +56,9 @@ def run_demo(out: str, overrides: Sequence[str], console: Console, command: str)
         _draw(images, config.phantom, console)
         _pack(images, packed, console)
     console.print("3/3 training on 2 Ray workers, then explaining ...", highlight=False)
-    return launch(narrow(config), command=command, console=console, label="demo")
+    result = launch(narrow(config), command=command, console=console, label="demo")
+    console.print(f"report: {write_report(result.run_uri)}", highlight=False, markup=False, soft_wrap=True)
+    return result
 
 
 def _resolve(packed: Store, runs: Store, overrides: Sequence[str]) -> _DemoConfig:

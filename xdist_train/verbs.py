@@ -145,7 +145,7 @@ def demo(
     ),
     overrides: _Overrides = None,
 ) -> None:
-    """Phantom images, packed, trained on 2 workers, evaluated, explained: the whole path on this machine, in minutes.
+    """Phantom images, packed, trained on 2 workers, evaluated, explained, reported: the whole path, in minutes.
 
     Settings are those of `train`, and those of `phantom` for the images, e.g. phantom.num_images=500.
 
