@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_the_demo_ends_in_figures(ray_cluster: Any, tmp_path: Path) -> None:
-    """Phantom, pack, train, evaluate, explain, report: figures of test patients, three named parts, and the run's folder."""
+    """Phantom, pack, train, evaluate, explain, report: figures of test patients, named parts, the run's folder."""
     shown = io.StringIO()
     overrides = ["phantom.num_images=160", "phantom.size_scale=0.25", "train.epochs=1", "schedule.warmup_epochs=0"]
     overrides.append(f"loader.cache_dir={tmp_path / 'cache'}")
