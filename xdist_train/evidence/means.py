@@ -5,18 +5,18 @@ Contenders share their resamples, so that differences between them are paired.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PatientMeans", "interval"]
+from xdist_train.evidence.metrics import patient_resamples
+
+__all__ = ["PatientMeans"]
 
 Floats = npt.NDArray[np.float64]
 
 _PURPOSE = 21  # of the random stream; the figures' bootstrap has 20
-_CHUNK_ELEMENTS = 4_000_000
 
 
 class PatientMeans:
@@ -44,7 +44,8 @@ class PatientMeans:
 
     def resampled(self, resamples: int, seed: int) -> Floats:
         """Means over each resample of the patients, [resamples, ...]."""
-        return np.concatenate([self._means(rows) for rows in _resamples(self.num_patients, resamples, seed)])
+        blocks = patient_resamples(self.num_patients, resamples, seed, purpose=_PURPOSE)
+        return np.concatenate([self._means(rows) for rows in blocks])
 
     def _means(self, rows: Floats) -> Floats:
         """Means [b, ...] under patients' weights [b, patients]."""
@@ -52,22 +53,3 @@ class PatientMeans:
         means = np.full(sums.shape, np.nan)
         np.divide(sums, counts, out=means, where=counts > 0)
         return means.reshape(len(rows), *self._shape)
-
-
-def _resamples(num_patients: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each patient was drawn, in blocks [b, patients]."""
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _PURPOSE])))
-    block = max(1, _CHUNK_ELEMENTS // num_patients)
-    for start in range(0, resamples, block):
-        rows = min(block, resamples - start)
-        cells = generator.integers(0, num_patients, (rows, num_patients)) + num_patients * np.arange(rows)[:, None]
-        yield np.bincount(cells.ravel(), minlength=rows * num_patients).reshape(rows, -1).astype(np.float64)
-
-
-def interval(value: float, drawn: Floats) -> dict[str, Any]:
-    """A figure and the ends of its interval; None where it, or most of its resamples, are not defined."""
-    defined = drawn[np.isfinite(drawn)]
-    if not np.isfinite(value) or 2 * len(defined) < len(drawn):
-        return {"value": float(value) if np.isfinite(value) else None, "low": None, "high": None}
-    low, high = np.percentile(defined, (2.5, 97.5))
-    return {"value": float(value), "low": float(low), "high": float(high)}

@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CALIBRATION_BINS", "FIGURES", "Scores", "confusion_matrix", "differences", "intervals", "point_figures"]
+__all__ = [
+    "CALIBRATION_BINS",
+    "FIGURES",
+    "Scores",
+    "confusion_matrix",
+    "differences",
+    "interval",
+    "intervals",
+    "patient_resamples",
+    "point_figures",
+]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -99,11 +109,11 @@ def intervals(scores: Scores, class_names: Sequence[str], *, resamples: int = 10
     point = _figures(sums, np.ones((1, scores.num_patients)))
     parts = [_figures(sums, rows) for rows in _resamples(scores, resamples, seed)]
     drawn = {name: np.concatenate([part[name] for part in parts]) for name in point}
-    report: dict[str, Any] = {name: _interval(point[name][0], drawn[name]) for name in FIGURES}
+    report: dict[str, Any] = {name: interval(point[name][0], drawn[name]) for name in FIGURES}
     counts = np.bincount(scores.labels, minlength=scores.num_classes)
     report["per_class"] = {
         class_name: {
-            **{name: _interval(point[name][0, index], drawn[name][:, index]) for name in _PER_CLASS},
+            **{name: interval(point[name][0, index], drawn[name][:, index]) for name in _PER_CLASS},
             "n": int(counts[index]),
         }
         for index, class_name in enumerate(class_names)
@@ -127,7 +137,7 @@ def differences(
     point = [_figures(sums, np.ones((1, first.num_patients))) for sums in pair]
     parts = [[_figures(sums, rows) for sums in pair] for rows in _resamples(first, resamples, seed)]
     return {
-        name: _interval(
+        name: interval(
             point[1][name][0] - point[0][name][0],
             np.concatenate([theirs[name] - ours[name] for ours, theirs in parts]),
         )
@@ -167,16 +177,27 @@ class _Ranking:
         self.starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
 
 
-def _resamples(scores: Scores, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each patient was drawn, in blocks [b, patients] that do not depend on their size."""
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _PURPOSE])))
-    patients = scores.num_patients
-    block = max(1, _CHUNK_ELEMENTS // max(len(scores.labels), patients))
+def patient_resamples(
+    num_patients: int, resamples: int, seed: int, *, purpose: int, width: int = 0
+) -> Iterator[Floats]:
+    """How often each patient was drawn, in blocks [b, patients]; what is drawn does not depend on their size.
+
+    Args:
+        purpose: of the random stream.
+        width: of the widest row that the caller makes of a resample, where that is more than the patients.
+    """
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, purpose])))
+    block = max(1, _CHUNK_ELEMENTS // max(width, num_patients))
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
-        draws = generator.integers(0, patients, (rows, patients))
-        cells = draws + patients * np.arange(rows)[:, None]
-        yield np.bincount(cells.ravel(), minlength=rows * patients).reshape(rows, patients).astype(np.float64)
+        draws = generator.integers(0, num_patients, (rows, num_patients))
+        cells = draws + num_patients * np.arange(rows)[:, None]
+        yield np.bincount(cells.ravel(), minlength=rows * num_patients).reshape(rows, num_patients).astype(np.float64)
+
+
+def _resamples(scores: Scores, resamples: int, seed: int) -> Iterator[Floats]:
+    width = len(scores.labels)
+    return patient_resamples(scores.num_patients, resamples, seed, purpose=_PURPOSE, width=width)
 
 
 def _figures(sums: _Sums, rows: Floats) -> dict[str, Floats]:
@@ -240,7 +261,8 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     return quotient
 
 
-def _interval(value: float, drawn: Floats) -> dict[str, float | None]:
+def interval(value: float, drawn: Floats) -> dict[str, float | None]:
+    """A figure and the ends of its 95 % interval; None where it, or most of its resamples, are not defined."""
     defined = drawn[np.isfinite(drawn)]
     if not np.isfinite(value) or 2 * len(defined) < len(drawn):
         return {"value": _number(value), "low": None, "high": None}

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdist_train.evidence.curves import threshold_curve
-from xdist_train.evidence.means import PatientMeans, interval
-from xdist_train.evidence.metrics import Scores
+from xdist_train.evidence.means import PatientMeans
+from xdist_train.evidence.metrics import Scores, interval
 
 __all__ = ["choose_threshold", "operating_figures"]
 

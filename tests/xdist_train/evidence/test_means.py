@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xdist_train.evidence.means import PatientMeans, interval
+from xdist_train.evidence.means import PatientMeans
+from xdist_train.evidence.metrics import interval
 
 
 def test_means_leave_out_what_is_not_defined() -> None:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xdist_train.evidence.means import PatientMeans, interval
+from xdist_train.evidence.means import PatientMeans
+from xdist_train.evidence.metrics import interval
 
 __all__ = ["BLOB", "MEAN_MAP", "THRESHOLDS", "Located", "Placed", "centred_blob", "localise", "report"]
 
@@ -157,7 +158,7 @@ def _figure(means: PatientMeans, baselines: Sequence[str], resamples: int, seed:
     """One figure of ours and of each baseline, at the threshold that is best for each and in each resample."""
     point = means.point().max(axis=1)
     drawn = means.resampled(resamples, seed).max(axis=2)
-    figure = interval(point[0], drawn[:, 0])
+    figure: dict[str, Any] = {**interval(point[0], drawn[:, 0])}
     for index, name in enumerate(baselines, start=1):
         difference = interval(point[0] - point[index], drawn[:, 0] - drawn[:, index])
         figure[name] = {**interval(point[index], drawn[:, index]), "difference": difference}

@@ -15,7 +15,8 @@ import pyarrow as pa
 from xdist_train.evidence.cams import localisation, shortcut
 from xdist_train.evidence.cams.faithfulness import REMOVALS, SHARE
 from xdist_train.evidence.cams.localisation import Placed
-from xdist_train.evidence.means import PatientMeans, interval
+from xdist_train.evidence.means import PatientMeans
+from xdist_train.evidence.metrics import interval
 
 __all__ = ["SUMMARY_COLUMNS", "figures_of", "mean_of_maps", "pointing_line"]
 
