@@ -117,6 +117,11 @@ class SearchTable:
         """
         return self._by_values[_name(values)]
 
+    def with_rows(self, rows: Sequence[Trained]) -> SearchTable:
+        """The table with these rows in the places of those with their values."""
+        known = {**self._by_values, **{_name(row.values): row for row in rows}}
+        return SearchTable(list(known.values()), self.epochs, self.notes)
+
     @functools.cached_property
     def best(self) -> Trained:
         """The row with the best figure."""
