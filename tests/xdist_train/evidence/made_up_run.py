@@ -136,6 +136,7 @@ def write_cam(run: Store, ids: Sequence[int], classes: Sequence[str] = CLASSES, 
     place_figure = {"share": 0.2, "area": 0.36, "high": False, "n": 10}
     summary = {
         "schema": 1,
+        "fingerprint": run.read_json("run.json")["fingerprint"],
         "method": "classic",
         "layer": "layer4",
         "split": "test",

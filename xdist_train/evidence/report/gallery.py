@@ -33,6 +33,9 @@ GALLERY_STYLE = """
 .shots figure { margin: 0; width: 15rem; max-width: calc(50% - 0.4rem); }
 .shots button { position: relative; display: block; width: 100%; padding: 0; border: 0; background: none;
   cursor: pointer; border-radius: 6px; overflow: hidden; }
+.shots button::after { content: "map"; position: absolute; right: 4px; bottom: 4px; padding: 0 6px; border-radius: 4px;
+  font: 0.75rem/1.4 system-ui, sans-serif; color: #fff; background: rgb(0 0 0 / 65%); }
+.shots button[aria-pressed=true]::after { background: #b04d00; }
 .shots button:focus-visible { outline: 3px solid #0072b2; outline-offset: 2px; }
 .shots img { display: block; width: 100%; height: auto; }
 .shots .over { position: absolute; inset: 0; opacity: 0; transition: opacity 0.15s; }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +103,8 @@ def read_evidence(uri: str, *, real_names: bool) -> RunEvidence:
     answers = {split: read_answers(store, split) for split in splits}
     info = _info(config.data.uri, record["fingerprint"])
     patients = {split: patients_of(config.data.uri, record["fingerprint"], mine.ids) for split, mine in answers.items()}
-    everyone = [name for found in patients.values() if found for name in found]
+    # Of the whole data set, so that reports of other splits have the same numbers.
+    everyone = patients_of(config.data.uri, record["fingerprint"], np.arange(info.num_images)) if info else None
     return RunEvidence(
         store=store,
         record=record,
@@ -114,7 +115,7 @@ def read_evidence(uri: str, *, real_names: bool) -> RunEvidence:
         patients=patients,
         info=info,
         cams=list(_cams(store, record)),
-        names=Names.of(everyone, info.manifest_sha256 if info else "", real=real_names),
+        names=Names.of(everyone or [], info.manifest_sha256 if info else "", real=real_names),
     )
 
 
@@ -137,6 +138,10 @@ def _history(store: Store) -> list[dict[str, Any]]:
         ) from None
 
 
-def _cams(store: Store, record: dict[str, Any]) -> list[CamSummary]:
-    keys = [key for key in record["complete"] if key.endswith(f"/{CAM_SUMMARY}")]
-    return [CamSummary(store, store.read_json(key)) for key in sorted(keys)]
+def _cams(store: Store, record: dict[str, Any]) -> Iterator[CamSummary]:
+    """Jobs on the run's own data: ids of another data set are other images."""
+    for key in sorted(record["complete"]):
+        if key.endswith(f"/{CAM_SUMMARY}"):
+            values = store.read_json(key)
+            if values["fingerprint"] == record["fingerprint"]:
+                yield CamSummary(store, values)

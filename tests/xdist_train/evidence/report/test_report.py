@@ -115,6 +115,29 @@ def test_patients_and_files_have_numbers(tmp_path: Path) -> None:
     assert "patient p" in _report(runs[0], real_names=True).text
 
 
+def test_numbers_do_not_depend_on_what_was_evaluated(tmp_path: Path) -> None:
+    """A patient has the number that the data set gives it."""
+    dataset = _packed(tmp_path / "data")
+    facts: dict[str, Any] = {"fingerprint": dataset.info.fingerprint, "data_uri": dataset.store.uri, "skill": 0.2}
+    some, all_ = (
+        write_run(tmp_path / name, ids=ids, num_images=len(ids), splits=("test",), **facts)
+        for name, ids in (("some", range(2, 60, 3)), ("all", range(60)))
+    )
+    numbers = [dict(re.findall(r"image (\d+), patient (\d+)", _report(run).text)) for run in (some, all_)]
+    shared = numbers[0].keys() & numbers[1].keys()
+    assert shared
+    assert [numbers[0][image] for image in shared] == [numbers[1][image] for image in shared]
+
+
+def test_maps_of_another_data_set_are_not_shown(tmp_path: Path) -> None:
+    """Its images have the same ids."""
+    run = write_run(tmp_path / "run")
+    write_cam(run, range(10_000, 10_012))
+    key = "cam/test/classic-layer4/cam.json"
+    run.write_json(key, {**run.read_json(key), "fingerprint": "e" * 64})
+    assert "No class activation maps were made" in _report(run).text
+
+
 def test_numbers_of_patients_are_an_order_that_the_secret_draws() -> None:
     """All different, other ones for another data set."""
     patients = [f"p{number}" for number in range(50)]
