@@ -11,7 +11,7 @@ from dataloading.dataset import Dataset
 
 __all__ = ["SMALL", "copy_dataset", "xdist_train"]
 
-_LIMIT_S = 200
+_LIMIT_S = 400
 SMALL = (
     "loader.image_size=64",
     "train.epochs=2",
