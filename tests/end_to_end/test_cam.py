@@ -32,7 +32,7 @@ from xdist_train.cli import main
 from xdist_train.evidence.cams.job import run_cam
 from xdist_train.verbs import cam
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 _SMALL_PARTS = ("cam.part_size=5", "cam.batch_size=5", "cam.workers=2")
 
