@@ -29,12 +29,13 @@ from xdist_train.config import Config
 from xdist_train.models.export import load_model
 from xdist_train.models.weights import StoredWeights
 from xdist_train.training.assembly import Assembly
-from xdist_train.training.checkpoint import DamagedCheckpointError, load_checkpoint, parse_checkpoint_name
+from xdist_train.training.checkpoint import DamagedCheckpointError, parse_checkpoint_name
 from xdist_train.training.collectives import gather_values
 from xdist_train.training.loop import Saving, run_loop
 from xdist_train.training.messages import Failure, Progress
 from xdist_train.training.publish import publish_evaluation
 from xdist_train.training.pulse import SAVING, STARTING, Pulse
+from xdist_train.training.resume import resume
 from xdist_train.training.state import Outcome, TrainState
 from xdist_train.training.upload import Uploads
 
@@ -138,7 +139,7 @@ def _train(order: WorkerOrder, world: World, pulse: Pulse, group: int) -> dict[s
     )
     try:
         # 2. Where an earlier attempt stood.
-        state = _resume(assembly, world)
+        state = _resume(order, assembly, world, attempt)
         state.add_seconds("start", time.perf_counter() - started)
         # 3. The loop.
         reporter = _RayReporter(order, assembly, folder)
@@ -186,29 +187,14 @@ def _agree_attempt(order: WorkerOrder, folder: RunFolder, world: World, group: i
     return attempt, group
 
 
-def _resume(assembly: Assembly, world: World) -> TrainState:
-    """The newest checkpoint that verifies, else the start; says which were passed over."""
-    reported = [entry.checkpoint for entry in ray.train.get_all_reported_checkpoints()]
-    newest_first = sorted(reported, key=_position, reverse=True)
-    for number, checkpoint in enumerate(newest_first):
-        with checkpoint.as_directory() as folder:
-            try:
-                return load_checkpoint(Path(folder), assembly.learner)
-            except DamagedCheckpointError as error:
-                older = [Path(entry.path).name for entry in newest_first[number + 1 : number + 2]]
-                if world.is_first and older:
-                    name = Path(checkpoint.path).name
-                    logger.warning("checkpoint %s is passed over (%s); going back to %s", name, error, older[0])
-    if reported:
-        raise DamagedCheckpointError(
-            f"none of the {len(reported)} checkpoints of this run can be read. Start again under another run.name."
-        )
-    return TrainState()
-
-
-def _position(checkpoint: Checkpoint) -> tuple[int, int, int]:
-    position = parse_checkpoint_name(Path(checkpoint.path).name)
-    return (position.epoch, position.step, position.attempt) if position else (-1, -1, -1)
+def _resume(order: WorkerOrder, assembly: Assembly, world: World, attempt: int) -> TrainState:
+    """Where an earlier attempt stood, as far as Ray knows of it."""
+    reported = {}
+    for entry in ray.train.get_all_reported_checkpoints():
+        position = parse_checkpoint_name(Path(entry.checkpoint.path).name)
+        if position is not None:
+            reported[position] = entry.checkpoint.to_directory
+    return resume(reported, assembly.learner, world, f"{order.driver}-{attempt}")
 
 
 def _evaluate(order: WorkerOrder, assembly: Assembly, folder: RunFolder, outcome: Outcome) -> list[str]:
