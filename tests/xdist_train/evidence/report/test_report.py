@@ -191,16 +191,18 @@ def test_an_image_that_is_gone_leaves_the_gallery(tmp_path: Path) -> None:
     assert len(shots) - 1 == sum(tag == "button" and "aria-pressed" in attrs for tag, attrs in _report(run).tags)
 
 
-def test_the_slider_has_the_curves_that_it_moves_on(tmp_path: Path) -> None:
-    """A class a row; thresholds fall; sensitivity reaches 1."""
+def test_the_slider_says_what_the_table_says(tmp_path: Path) -> None:
+    """A class a row, a wish a column from 50 to 100 %; thresholds fall; at 95 % it is the table's row."""
     page = _report(write_run(tmp_path / "run"))
     (data,) = [attrs["data-operating"] for _, attrs in page.tags if "data-operating" in attrs]
     classes = json.loads(data or "")
-    assert 3 == len(classes)
-    for curves in classes:
-        assert curves["val"]["sensitivity"][-1] == 1
-        assert curves["val"]["thresholds"][0] is None
-        assert (np.diff(curves["test"]["thresholds"][1:]) < 0).all()
+    assert [51] * 3 == [len(wishes) for wishes in classes]
+    for name, wishes in zip(("CNV", "DME", "NORMAL"), classes, strict=True):
+        assert (np.diff([threshold for threshold, *_ in wishes]) <= 0).all()
+        threshold, *figures = wishes[45]
+        row = re.search(rf"{name} {threshold:.3f}" + r" ([\d.]+) \([^)]*\)" * 3, page.text)
+        assert row is not None
+        assert [f"{figure:.3f}" for figure in figures] == list(row.groups())
 
 
 def test_a_report_elsewhere_leaves_the_run_as_it_is(tmp_path: Path) -> None:
