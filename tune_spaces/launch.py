@@ -299,7 +299,8 @@ def _run(ray: Any, search: Search, view: SearchView, wish: StopWish, command: st
     try:
         while job.running(_LOOK_S):
             wish.asked = wish.asked or here in draining_nodes()
-            search.stopping = search.stopping or wish.asked
+            if wish.asked:
+                search.stopping = True
             if search.stopping and not sent:
                 sent = True
                 ray.get(board.stop.remote())

@@ -36,7 +36,7 @@ _PAGE_S = 60.0
 _WAIT_S = 3600.0
 # Failures that say nothing of a configuration: its trial goes back and is tried once more in this start. After that,
 # what is the cluster's stops the search, which can go on; lost processes may be the configuration's fault after all.
-_CLUSTERS_FAULT = ("no_room", "storage")
+_CLUSTERS_FAULT = ("no_room", "storage", "storage_refused")
 _TRIED_AGAIN = (*_CLUSTERS_FAULT, "lost_workers", "hang")
 _MOST_TRIES = 2
 
@@ -135,6 +135,7 @@ class Search:
         self._tries: Counter[str] = Counter()
         self._verdicts: dict[str, str] = {}
         self._exhausted = False
+        self._limit = ""
         self._drawn = self._began
         self.stopping = False
         """Whether no more trials are to start, and those at work are to stop."""
@@ -273,7 +274,7 @@ class Search:
             if spent:
                 return spent + (f"; {cut} begun or planned trainings were not done" if cut else "")
             if self._exhausted:
-                return f"all {len(self._rows)} configurations that the space has were tried"
+                return f"no configuration but the {len(self._rows)} that were tried was found in the space"
             reached = limit and len(self._rows) >= limit
             num_points = self._study.num_trials
             more = f" of a grid of {num_points}; search.trials=0 tries all" if num_points and num_points > limit else ""
@@ -363,6 +364,8 @@ class Search:
             self._read_back_open(asked)
         for name in self.folder.store.list(ledger.REPEATS):
             number, seed = ledger.parse_repeat_name(name)
+            if number not in self._rows:  # of a search whose journal was taken away
+                continue
             values = self._rows[number].values
             row = self._read_row(number, values, "", place=ledger.REPEATS, name=name, ended=False)
             if row.status == "finished" or (row.status == "failed" and _kind(row) not in _TRIED_AGAIN):
@@ -380,7 +383,11 @@ class Search:
             return
         if asked.verdict:
             self._verdicts[task.name] = asked.verdict
-        for epochs, figure in sorted(row.curve.items()):
+        # What went on beyond an epoch was judged there; others may have come that far since.
+        reports = sorted(row.curve.items())
+        for epochs, figure in reports[:-1]:
+            self._study.report(asked.number, epochs, figure)
+        for epochs, figure in reports[-1:]:
             self._judge(task, epochs, figure)
         self._open[asked.number] = row
         self._left.append(task)
@@ -404,7 +411,7 @@ class Search:
     ) -> TrialRow:
         run = self._place(place, name or ledger.trial_name(number, values))
         row = ledger.read_trial(run, self._plan.metric, number=number, values=values, reason=reason, ended=ended)
-        if row.status == "finished" and row.figure is None:
+        if row.status == "finished" and (row.figure is None or not math.isfinite(row.figure)):
             return replace(row, status="failed", reason=f"it gave no figure of {self._plan.metric}")
         return row
 
@@ -467,6 +474,8 @@ class Search:
 
     def _ask(self) -> Asked | None:
         limit = self._plan.search.trials
+        if self._exhausted:
+            return None
         if limit and len(self._rows) + len(self._open) >= limit:
             return None
         asked = self._study.ask()
@@ -500,11 +509,12 @@ class Search:
     def _spent(self) -> str:
         """Which limit of the search is reached; empty while none is."""
         search = self._plan.search
-        if search.hours and self.seconds >= search.hours * _HOUR_S:
-            return f"search.hours={search.hours:g} is used up"
-        if search.gpu_hours and self._gpu_seconds() >= search.gpu_hours * _HOUR_S:
-            return f"search.gpu_hours={search.gpu_hours:g} is used up"
-        return ""
+        # Once reached, it stays so in this start, though a trial that has ended may have cost less than was thought.
+        if not self._limit and search.hours and self.seconds >= search.hours * _HOUR_S:
+            self._limit = f"search.hours={search.hours:g} is used up"
+        if not self._limit and search.gpu_hours and self._gpu_seconds() >= search.gpu_hours * _HOUR_S:
+            self._limit = f"search.gpu_hours={search.gpu_hours:g} is used up"
+        return self._limit
 
     def _gpu_seconds(self) -> float:
         """Of all trials so far; those at work count from when they were started."""

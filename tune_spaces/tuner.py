@@ -27,7 +27,7 @@ __all__ = ["TuneJob"]
 
 # Nothing for a trial's process but a place on the head node, which stays: its workers take their own.
 _TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
-_LOST = "the process that drove it ended, again and again (out of memory?)"
+_LOST = "lost_workers: the process that drove it ended (out of memory?)"
 
 
 class TuneJob:

@@ -161,6 +161,8 @@ def _caution(board: Leaderboard) -> Iterator[str]:
 
 
 def _on_test(board: Leaderboard) -> str:
+    if board.test is None and board.best in board.tested:
+        return "It was evaluated on the test patients by an earlier start of this search."
     if board.test is None:
         return "It has not been evaluated on the test patients."
     metric = board.metric if board.metric in board.test else _INSTEAD

@@ -132,6 +132,20 @@ def test_an_epoch_that_nobody_judged_is_judged_by_the_next_start(tmp_path: Path)
     assert again.is_pruned(second.name)
 
 
+def test_a_trial_that_had_passed_a_rung_is_not_stopped_there_by_the_next_start(tmp_path: Path) -> None:
+    """Side by side, another came to the rung later with more, and then the driver was killed."""
+    search = open_search(tmp_path, scheduler="asha", concurrency=3)
+    _, first, second = search.next(), search.next(), search.next()
+    assert first is not None
+    assert second is not None
+    assert search.report(second.name, 1, 0.5) is None
+    assert search.report(first.name, 1, 0.9) is None
+    write_run(search, first, "running", {1: 0.9})
+    write_run(search, second, "running", {1: 0.5, 2: 0.55})
+    again = open_search(tmp_path, scheduler="asha", concurrency=3)
+    assert not again.is_pruned(second.name)
+
+
 def test_a_space_file_in_another_order_is_the_same_search(tmp_path: Path) -> None:
     """Trials keep their names, and so their folders."""
     run_all(open_search(tmp_path, trials=3))
@@ -243,11 +257,13 @@ def test_gpu_hours_count_all_workers(tmp_path: Path) -> None:
     assert "stopped" == search.report(first.name, 2, 0.5)
     write_run(search, first, "finished", {1: 0.5}, worker_seconds=3599.0)
     search.end(first.name)
-    second = search.next()
+    assert search.next() is None  # it stays reached, though the trial has cost a second less
+    again = open_search(tmp_path, "scale.num_workers=4", clock=clock, gpu_hours=1.0, trials=0)
+    second = again.next()
     assert second is not None
-    write_run(search, second, "finished", {1: 0.5}, worker_seconds=2.0)
-    search.end(second.name)
-    assert search.next() is None
+    write_run(again, second, "finished", {1: 0.5}, worker_seconds=2.0)
+    again.end(second.name)
+    assert again.next() is None
 
 
 def test_the_best_are_repeated_with_other_seeds(tmp_path: Path) -> None:
@@ -315,7 +331,7 @@ def test_more_trials_after_repeats_end_as_all_at_once(tmp_path: Path) -> None:
     assert [row.name for row in once.board().rows] == [row.name for row in twice.board().rows]
 
 
-@pytest.mark.parametrize("kind", ["no_room", "storage"])
+@pytest.mark.parametrize("kind", ["no_room", "storage", "storage_refused"])
 def test_what_the_cluster_does_is_no_verdict_on_a_trial(kind: str, tmp_path: Path) -> None:
     """Tried once more; then the search stops, and goes on where it is started again."""
     search = open_search(tmp_path, trials=2)
@@ -394,7 +410,7 @@ def test_a_trial_without_a_number_at_a_rung_is_stopped(tmp_path: Path) -> None:
     [
         ({"trials": 2}, "search.trials=2 is reached"),
         ({"trials": 3, "sampler": "grid"}, "search.trials=3 is reached of a grid of 7; search.trials=0 tries all"),
-        ({"trials": 0, "sampler": "grid"}, "all 7 configurations that the space has were tried"),
+        ({"trials": 0, "sampler": "grid"}, "no configuration but the 7 that were tried was found in the space"),
     ],
 )
 def test_a_search_says_what_ended_it(settings: dict[str, Any], text: str, tmp_path: Path) -> None:

@@ -79,10 +79,11 @@ def test_an_error_ends_the_search_with_its_own_words(
 
 
 def test_a_trial_whose_process_was_lost_is_said_so(tmp_path: Path) -> None:
-    """Tune gave it up."""
+    """Tune gave it up: tried once more, then it has failed."""
     search, board = open_search(tmp_path, trials=1), Board()
     asker = _asker(search, board)
-    asker.suggest("a")
-    asker.on_trial_complete("a", error=True)
+    for trial in ("a", "b"):
+        assert isinstance(asker.suggest(trial), dict)
+        asker.on_trial_complete(trial, error=True)
     assert ["failed"] == [row.status for row in search.board().rows]
     assert "the process that drove it ended" in search.board().rows[0].reason

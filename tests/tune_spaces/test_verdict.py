@@ -199,3 +199,9 @@ def test_a_test_that_was_looked_at_before_says_so() -> None:
     """A search that went on after its end, and then chose another."""
     board = _two(best="0001", test=_TEST, tested=("0000", "0001"))
     assert "On the test patients, where 1 earlier choice of this search had been evaluated too, its" in _said(board)
+
+
+def test_an_evaluation_of_an_earlier_start_is_said() -> None:
+    """A search that goes on with more trials has been told of test already."""
+    board = _two(best="0001", tested=("0001",))
+    assert "It was evaluated on the test patients by an earlier start of this search." == verdict(board)[-1]
