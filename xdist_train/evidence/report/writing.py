@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.runs import REPORT, RUN
+from cluster.errors import InputError
+from cluster.runs import REPORT, RUN, is_silent
 from cluster.store import open_store
 from xdist_train.evidence.page import page, text
 from xdist_train.evidence.report.gallery import GALLERY_SCRIPT, GALLERY_STYLE
@@ -40,9 +41,14 @@ def write_report(uri: str, *, out: Path | None = None, real_names: bool = False)
         real_names: show file names and patients as they are, for those who may see them.
 
     Raises:
-        InputError: no run, no figures yet, or something in its folder that cannot be read.
+        InputError: no run, one that is still going on, no figures yet, or something that cannot be read.
     """
     run = read_evidence(uri, real_names=real_names)
+    if out is None and run.record["status"] == "running" and not is_silent(run.record):
+        raise InputError(
+            f"{uri!r} is still running, and its folder is its driver's until it ends (see `xdist-train runs`). Report "
+            "it then, or write the page elsewhere now: --out FILE."
+        )
     data = run_report(run).encode()
     if out is not None:
         open_store(str(out.parent)).write(out.name, data)

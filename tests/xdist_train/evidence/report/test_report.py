@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,7 @@ def test_what_cannot_be_reported_says_why(tmp_path: Path) -> None:
         (unfinished.uri, "has no figures yet .the run is running"),
         (damaged.uri, "test.parquet cannot be read"),
         (torn.uri, "metrics.jsonl cannot be read"),
+        (write_run(tmp_path / "going", status="running", heartbeat=time.time()).uri, "is still running"),
     ):
         with pytest.raises(InputError, match=text):
             write_report(uri)
