@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from xdist_train.evidence.metrics import CALIBRATION_BINS, Scores
+from xdist_train.evidence.metrics import CALIBRATION_BINS, Scores, calibration_bins
 
 __all__ = ["apply_temperature", "fit_temperature", "reliability"]
 
@@ -52,7 +52,7 @@ def reliability(scores: Scores) -> dict[str, Floats]:
         confidence, accuracy [CALIBRATION_BINS], NaN for a bin without images, and count.
     """
     confidence = scores.probabilities.max(axis=1)
-    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    bins = calibration_bins(confidence)
     count = np.bincount(bins, minlength=CALIBRATION_BINS).astype(np.float64)
     means = {
         name: np.bincount(bins, values, CALIBRATION_BINS) / np.where(count > 0, count, np.nan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,14 +88,12 @@ def _difference(figures: dict[str, Any] | None, name: str) -> str:
 
 def _ordered(answers: SplitAnswers) -> SplitAnswers:
     order = np.argsort(answers.ids, kind="stable")
-    return SplitAnswers(
-        answers.split,
-        answers.report,
-        answers.classes,
-        answers.ids[order],
-        tuple(answers.sources[k] for k in order),
-        answers.labels[order],
-        answers.probabilities[order],
+    return replace(
+        answers,
+        ids=answers.ids[order],
+        sources=tuple(answers.sources[k] for k in order),
+        labels=answers.labels[order],
+        probabilities=answers.probabilities[order],
     )
 
 

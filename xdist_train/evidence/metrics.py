@@ -19,6 +19,7 @@ __all__ = [
     "CALIBRATION_BINS",
     "FIGURES",
     "Scores",
+    "calibration_bins",
     "confusion_matrix",
     "differences",
     "interval",
@@ -145,6 +146,12 @@ def differences(
     }
 
 
+def calibration_bins(confidence: Floats) -> Integers:
+    """The bin of each largest probability, [n] in 0..CALIBRATION_BINS-1: (low, high], as in Guo et al. 2017."""
+    # A probability of 0 cannot be the largest.
+    return np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+
+
 class _Sums:
     """Each patient's own sums, and the images sorted by each class's probability."""
 
@@ -155,8 +162,7 @@ class _Sums:
         pairs = scores.labels * classes + scores.predicted
         self.confusion = self._by_patient(pairs, classes**2)
         confidence = scores.probabilities.max(axis=1)
-        # Bins are (low, high], Guo et al. 2017; a probability of 0 cannot be the largest.
-        bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+        bins = calibration_bins(confidence)
         gap = confidence - (scores.predicted == scores.labels)
         self.calibration_gap = self._by_patient(bins, CALIBRATION_BINS, gap)
         self.order = [_Ranking(scores.probabilities[:, index]) for index in range(classes)]

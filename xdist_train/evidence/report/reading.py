@@ -102,9 +102,9 @@ def read_evidence(uri: str, *, real_names: bool) -> RunEvidence:
         )
     answers = {split: read_answers(store, split) for split in splits}
     info = _info(config.data.uri, record["fingerprint"])
-    patients = {split: patients_of(config.data.uri, record["fingerprint"], mine.ids) for split, mine in answers.items()}
     # Of the whole data set, so that reports of other splits have the same numbers.
     everyone = patients_of(config.data.uri, record["fingerprint"], np.arange(info.num_images)) if info else None
+    patients = {split: everyone and [everyone[row] for row in mine.ids] for split, mine in answers.items()}
     return RunEvidence(
         store=store,
         record=record,
