@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.access import require_token, take_token
 from cluster.errors import InputError
 
 __all__ = [
@@ -62,7 +63,7 @@ def connect() -> Iterator[Any]:
     for the life of the block.
 
     Raises:
-        InputError: `RAY_ADDRESS` names a cluster that does not answer, or goes through Ray Client.
+        InputError: `RAY_ADDRESS` names a cluster that does not answer, goes through Ray Client, or lets anyone in.
     """
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
@@ -88,14 +89,26 @@ def _init(ray: Any) -> None:
     try:
         _probe(address)
         if address != "local" and (address or _runs_here()):
+            require_token(_host(address), shows_token=take_token())
             ray.init(address=address or "auto", runtime_env=_runtime_environment(), **quiet)
         else:
             ray.init(address="local", include_dashboard=False, **quiet)
+    except InputError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"cannot connect to Ray at {address or 'this machine'}: {' '.join(str(error).split())[:300]} "
             "Check RAY_ADDRESS, and RAY_AUTH_MODE and the token where the cluster asks for one."
         ) from error
+
+
+def _host(address: str | None) -> str:
+    """Where the head is that is about to be joined."""
+    if not address or address == "auto":
+        from ray._private.services import find_bootstrap_address
+
+        address = find_bootstrap_address(None) or "localhost"
+    return address.rpartition(":")[0] or address
 
 
 def _probe(address: str | None) -> None:

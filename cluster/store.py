@@ -34,6 +34,8 @@ __all__ = ["RETRY_S", "LocalStore", "ObjectInfo", "Store", "Writer", "open_store
 RETRY_S = 120.0
 """How long a transient error of the storage (timeout, 5xx, SlowDown, no connection) is tried again, in seconds."""
 
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it for the command of a job."""
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _COPY_BYTES = 16 << 20
 _TEMPORARY = ".tmp-"
@@ -326,7 +328,8 @@ def open_store(uri: str, retry_s: float = RETRY_S) -> Store:
         retry_s: how long transient errors are tried again.
 
     Raises:
-        InputError: a scheme that cannot be reached, or an S3 URI without a bucket.
+        InputError: a scheme that cannot be reached, an S3 URI without a bucket, or, in a job of a cluster, a path that
+            starts nowhere.
     """
     match = _SCHEME.match(uri)
     scheme = match.group(1).lower() if match else "file"
@@ -336,7 +339,13 @@ def open_store(uri: str, retry_s: float = RETRY_S) -> Store:
         return S3Store(uri, retry_s)
     if scheme != "file":
         raise InputError(f"{uri!r}: {scheme}:// cannot be used. Give s3://BUCKET/PREFIX, or a path on a disk.")
-    return LocalStore(Path(uri.removeprefix("file://")).expanduser().absolute())
+    path = Path(uri.removeprefix("file://")).expanduser()
+    if not path.is_absolute() and _JOB in os.environ:
+        raise InputError(
+            f"{uri!r} is a path that starts in the folder of this job, which is removed with it. Give "
+            "s3://BUCKET/PREFIX, or an absolute path that the cluster's nodes have."
+        )
+    return LocalStore(path.absolute())
 
 
 def ray_filesystem(uri: str) -> tuple[Any, str]:

@@ -15,7 +15,8 @@ _BOUNDARIES = {
     "omegaconf": ["cluster/config.py"],
     "s3fs": ["cluster/s3.py"],
     "botocore": ["cluster/s3_errors.py"],
-    "aiohttp": ["cluster/s3_errors.py"],
+    "aiohttp": ["cluster/follow.py", "cluster/s3_errors.py"],
+    "requests": ["cluster/jobs.py"],
     "optuna": ["tune_spaces/importance.py", "tune_spaces/study.py"],
 }
 
@@ -63,4 +64,4 @@ def test_the_loop_and_the_search_know_no_ray() -> None:
     training = {f"xdist_train/training/{name}.py" for name in ("job", "group_events", "worker")}
     search = {f"tune_spaces/{name}.py" for name in ("tuner", "trial")}
     explaining = {"xdist_train/evidence/cams/job.py"}
-    assert {"cluster/session.py"} | explaining | training | search == users
+    assert {f"cluster/{name}.py" for name in ("access", "jobs", "session")} | explaining | training | search == users

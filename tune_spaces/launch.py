@@ -19,6 +19,7 @@ from rich.console import Console
 
 from cluster.config import Layer, load_config, parse_overrides, to_dict
 from cluster.errors import InputError, RunFailedError, StoppedError, StoreError, StoreRefusedError, XdistError
+from cluster.package import code_revision
 from cluster.runs import RUN, SEARCH, RunFolder, StaleDriverError, evaluation_key
 from cluster.session import cluster_resources, connect, draining_nodes, hide_node_messages, start_here, worker_slots
 from cluster.store import open_store
@@ -44,7 +45,7 @@ from xdist_train.training.preflight import (
     prepare,
     with_absolute_paths,
 )
-from xdist_train.training.record import RunRecord, code_revision, versions
+from xdist_train.training.record import RunRecord, versions
 from xdist_train.training.watch import StopWish
 
 __all__ = ["SearchResult", "run_search"]

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cluster.terminal import printable
+from cluster.terminal import LiveArea, live_area, printable
 from tune_spaces.leaderboard import Leaderboard, TrialRow
 from xdist_train.training.live import duration_text
 
@@ -29,8 +28,8 @@ _STATUS = {
 class SearchView:
     """Draws a search; what is said of trials stays, the table is overwritten."""
 
-    def __init__(self, console: Console, live: Live | None) -> None:
-        self._console, self._live = console, live
+    def __init__(self, console: Console, area: LiveArea) -> None:
+        self._console, self._area = console, area
         self._said: list[str] = []
 
     def say(self, text: str) -> None:
@@ -47,8 +46,8 @@ class SearchView:
         """
         while self._said:
             self._console.print(printable(self._said.pop(0)), highlight=False, markup=False, soft_wrap=True)
-        if self._live:
-            self._live.update(Group(Text(_summary(board, left_s, limit)), _table(board, texts)))
+        if self._area.is_drawn:
+            self._area.draw(Group(Text(_summary(board, left_s, limit)), _table(board, texts)))
 
 
 def _summary(board: Leaderboard, left_s: float | None, limit: str) -> str:
@@ -104,11 +103,8 @@ def _cells(rank: int, row: TrialRow) -> tuple[str, str, str, str, str]:
 @contextmanager
 def search_view(console: Console) -> Iterator[SearchView]:
     """A SearchView for the block."""
-    if not console.is_terminal:
-        yield SearchView(console, None)
-        return
-    with Live(Text("connecting to Ray ..."), console=console, transient=True, refresh_per_second=2) as live:
-        yield SearchView(console, live)
+    with live_area(console, "connecting to Ray ...", refresh_per_second=2) as area:
+        yield SearchView(console, area)
 
 
 def estimate_left(board: Leaderboard, trials: int, hours: float) -> float | None:

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
-from cluster.terminal import printable
+from cluster.terminal import LiveArea, live_area, printable
 from xdist_train.training.messages import MonitorView, Progress
 
 __all__ = ["LiveLine", "duration_text", "live_line", "phase_text", "progress_text"]
@@ -45,8 +44,8 @@ def duration_text(seconds: float) -> str:
 class LiveLine:
     """Draws MonitorViews; epochs leave a line behind, the rest is overwritten."""
 
-    def __init__(self, console: Console, live: Live | None) -> None:
-        self.console, self.live = console, live
+    def __init__(self, console: Console, area: LiveArea) -> None:
+        self.console, self._area = console, area
         self._rows_shown = self._notes_shown = 0
         self._first: tuple[float, float] | None = None
         self._phase = ""
@@ -64,10 +63,10 @@ class LiveLine:
         for row in view.epoch_rows[self._rows_shown :]:
             self.console.print(_epoch_text(row), highlight=False, soft_wrap=True)
         self._rows_shown = len(view.epoch_rows)
-        if self.live:
+        if self._area.is_drawn:
             text = waiting or self._line(view)
-            self.live.update(Text(text, overflow="ellipsis", no_wrap=True))
-        else:
+            self._area.draw(Text(text, overflow="ellipsis", no_wrap=True))
+        if not self.console.is_terminal:
             self._say(waiting, phase_text(view))
 
     def _say(self, waiting: str, phase: str) -> None:
@@ -107,8 +106,5 @@ def _epoch_text(row: dict[str, Any]) -> str:
 @contextmanager
 def live_line(console: Console) -> Iterator[LiveLine]:
     """A LiveLine for the block."""
-    if not console.is_terminal:
-        yield LiveLine(console, None)
-        return
-    with Live(Text("connecting to Ray ..."), console=console, transient=True, refresh_per_second=4) as live:
-        yield LiveLine(console, live)
+    with live_area(console, "connecting to Ray ...") as area:
+        yield LiveLine(console, area)

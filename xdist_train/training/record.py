@@ -5,20 +5,18 @@ A search's `search.json` is kept in the same way.
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
+from cluster.package import code_revision
 from cluster.runs import RUN_SCHEMA, RunFolder
 from cluster.store import open_store
 
-__all__ = ["RunRecord", "code_revision", "versions"]
+__all__ = ["RunRecord", "versions"]
 
 _HEARTBEAT_S = 10.0
 _QUICK_RETRY_S = 3.0
@@ -110,17 +108,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def code_revision() -> str:
-    """Revision of this program: `XDIST_REVISION` where a build set it, git's where it runs from a checkout."""
-    if os.environ.get("XDIST_REVISION"):
-        return os.environ["XDIST_REVISION"]
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return f"release {metadata.version('xdist-train')}"
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
