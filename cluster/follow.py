@@ -115,7 +115,7 @@ class _Printer:
 
     def _show(self, lines: list[str]) -> None:
         drawn = [text for line in lines if (text := drawn_text(line)) is not None]
-        stay = [printable(line) for line in lines if drawn_text(line) is None]
+        stay = [printable(line.expandtabs()) for line in lines if drawn_text(line) is None]
         if drawn:
             self._area.draw(Text(printable(drawn[-1]), overflow="ellipsis", no_wrap=True))
         if stay:

@@ -30,6 +30,7 @@ STOP_WAIT_S = 600
 """How long a job may take to end behind a checkpoint when it is asked to stop; then Ray kills it."""
 _ANSWER_S = 20.0
 _PROBE_S = 60.0
+_PYTHON = ("python", "-P")  # what lies in the folder of the head is not imported
 _PROGRAM = "xdist_train"
 _PROBE_ID = "xdist-probe-"
 _PROBE = "import ray; from cluster.package import code_digest; print('code', code_digest())"
@@ -97,7 +98,7 @@ class Jobs:
                 environment["py_modules"] = [str(build_wheel(Path(folder)))]
             self._start(
                 name,
-                shlex.join(["python", "-m", _PROGRAM, *parcel.arguments]),
+                shlex.join([*_PYTHON, "-m", _PROGRAM, *parcel.arguments]),
                 runtime_env=environment,
                 metadata={"command": shlex.join(["xdist-train", *arguments]), "revision": code_revision()},
                 entrypoint_num_gpus=gpus or None,
@@ -151,7 +152,7 @@ class Jobs:
     def _code_there(self) -> str:
         """The digest of the program that the head's `python` finds; empty where it finds none."""
         job_id = f"{_PROBE_ID}{secrets.token_hex(4)}"
-        self._start(job_id, shlex.join(["python", "-c", _PROBE]))
+        self._start(job_id, shlex.join([*_PYTHON, "-c", _PROBE]))
         try:
             deadline = time.monotonic() + _PROBE_S
             while not (job := self.find(job_id)).has_ended and time.monotonic() < deadline:
@@ -263,7 +264,8 @@ def _client(url: str) -> Any:
         def _do_request(self, *arguments: Any, **values: Any) -> Any:
             return super()._do_request(*arguments, **{"timeout": _ANSWER_S, **values})
 
-    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     os.environ["RAY_API_SERVER_ADDRESS"] = url  # or RAY_ADDRESS would win over what is given
     try:
         return Client(url)

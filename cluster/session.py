@@ -10,7 +10,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +25,10 @@ __all__ = [
     "draining_nodes",
     "free_resources",
     "hide_node_messages",
+    "node_names",
     "on_each_node",
     "on_nodes",
+    "on_places",
     "set_start_limit",
     "start_here",
     "worker_slots",
@@ -140,29 +142,47 @@ def on_each_node(ray: Any, function: Callable[[], str], timeout_s: float) -> dic
 
     A node that does not answer in time answers so.
     """
-    names = {
-        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU")
-    }
+    names = node_names(ray)
     answers = on_nodes(ray, dict.fromkeys(names, function), timeout_s)
     return {names[node]: answer for node, answer in answers.items()}
 
 
-def on_nodes(ray: Any, functions: Mapping[str, Callable[[], str]], timeout_s: float) -> dict[str, str]:
+def on_nodes(
+    ray: Any, functions: Mapping[str, Callable[[], str]], timeout_s: float, num_gpus: float = 0.0
+) -> dict[str, str]:
     """What functions answer in a worker process of their nodes, by the node's id.
 
     A node that does not answer in time, or is lost, answers so.
+
+    Args:
+        num_gpus: the part of a GPU that each takes meanwhile.
     """
+    return dict(zip(functions, on_places(ray, list(functions.items()), timeout_s, num_gpus), strict=True))
+
+
+def on_places(
+    ray: Any, places: Sequence[tuple[str, Callable[[], str]]], timeout_s: float, num_gpus: float = 0.0
+) -> list[str]:
+    """The same where a node may be asked for several processes at once; answers in order."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    tasks = {}
-    for node, function in functions.items():
+    tasks = []
+    for node, function in places:
         where = NodeAffinitySchedulingStrategy(node, soft=False)
-        tasks[ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(_call).remote(function)] = node
-    done, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=timeout_s) if tasks else ([], [])
-    answers = {tasks[task]: _answer(ray, task) for task in done}
-    return answers | {tasks[task]: f"no worker process there answered within {timeout_s:.0f} s" for task in late}
+        task = ray.remote(num_cpus=0, num_gpus=num_gpus, max_retries=0, scheduling_strategy=where)(_call)
+        tasks.append(task.remote(function))
+    done, _ = ray.wait(tasks, num_returns=len(tasks), timeout=timeout_s) if tasks else ([], [])
+    late = f"no worker process there answered within {timeout_s:.0f} s"
+    return [_answer(ray, task) if task in done else late for task in tasks]
+
+
+def node_names(ray: Any) -> dict[str, str]:
+    """The nodes that are alive and have CPUs: how people call them, by id."""
+    return {
+        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU")
+    }
 
 
 def _call(function: Callable[[], str]) -> str:

@@ -1,4 +1,4 @@
-"""The cluster's commands: submit, status, logs, stop. Imports nothing heavy at the top."""
+"""The cluster's commands: submit, status, logs, stop, doctor. Imports nothing heavy at the top."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cluster.jobs import Jobs
 
-__all__ = ["logs", "status", "stop", "submit"]
+__all__ = ["doctor", "logs", "status", "stop", "submit"]
 
 _VERBS = "xdist_train.verbs"
 _Address = Annotated[
@@ -101,7 +101,7 @@ def logs(
     if follow:
         _follow(jobs, job, console)
         return
-    for line in jobs.log(job).splitlines():
+    for line in jobs.log(job).split("\n"):  # what is drawn begins with a sign that splitlines() takes for an end
         if drawn_text(line) is None:
             typer.echo(printable(line))
 
@@ -120,6 +120,39 @@ def stop(job: _JobId, address: _Address = "") -> None:
 
     ended = follow(jobs, job, console)
     typer.echo(f"{job}: {ended.status.lower()}.")
+
+
+def doctor(
+    address: Annotated[
+        str,
+        typer.Option("--address", help="The dashboard of a cluster to look at; by default the one of this machine."),
+    ] = "",
+    data: Annotated[str, typer.Option(help="Packed dataset: can every node read it, and will it fit?")] = "",
+    storage: Annotated[str, typer.Option(help="Where runs go: may every node list, put, get and delete there?")] = "",
+    cache_dir: Annotated[str, typer.Option(help="loader.cache_dir of the runs to come.")] = "",
+    cache_limit_gib: Annotated[float, typer.Option(min=0, help="loader.cache_limit_gib of the runs to come.")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """What is wrong with this machine or a cluster before a run begins, and what to do; exit code 1 if anything is.
+
+    Looks at versions, token, shared memory, clocks, decoders and the network between nodes, and at storage and data
+    where they are named.
+
+    Example: xdist-train doctor --data s3://b/oct --storage s3://b/runs
+    """
+    from rich.console import Console
+
+    from cluster.doctor import Places
+    from cluster.examination import examine_here, examine_there, findings_table
+
+    places = Places(data_uri=data, storage_uri=storage, cache_dir=cache_dir, cache_limit_gib=cache_limit_gib)
+    console = Console(stderr=as_json)
+    found = examine_there(address, places, console) if address else examine_here(places, console)
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in found]))
+    else:
+        console.print(findings_table(found))
+    raise typer.Exit(0 if all(finding.ok for finding in found) else 1)
 
 
 def _open(address: str) -> tuple[Jobs, Console]:

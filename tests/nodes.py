@@ -8,6 +8,7 @@ So a node can be killed as a machine that loses power, and nothing of it, nor an
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -16,12 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:  # a machine's process sees no packages
+    from tests.hosts import Host
 
 __all__ = ["Node", "Nodes"]
 
@@ -63,21 +68,37 @@ class Node:
 class Nodes:
     """A cluster below a folder, which receives each node's output and, at the end, Ray's logs.
 
-    `environment` is what the nodes get on top of this process's own; RAY_* and AWS_* of this process stay out.
+    `environment` is what the nodes get on top of this process's own; RAY_* and AWS_* of this process stay out. With a
+    `token`, whoever has no part in the cluster must show it; it lies in `token_file`.
     """
 
     def __init__(
-        self, folder: Path, *, environment: Mapping[str, str] | None = None, include_dashboard: bool = False
+        self,
+        folder: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        include_dashboard: bool = False,
+        token: str = "",
     ) -> None:
         self.folder = folder
         self.nodes: list[Node] = []
-        self._dashboard_port = _free_port() if include_dashboard else 0
+        self.client_port = _free_port()
+        self.token_file = folder / "token"
+        self._token = token
+        self._dashboard_port = _free_port() if include_dashboard or token else 0
+        self._dashboard_host = "127.0.0.1"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AWS_"))}
         quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
-        self._environment = {**inherited, **quiet, **(environment or {})}
+        folder.mkdir(parents=True, exist_ok=True)
+        if token:
+            self.token_file.touch(0o600)
+            self.token_file.write_text(token)
+            quiet |= self.with_token
+        # jobs and the installation of what comes with them find `python` and `pip`
+        path = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
+        self._environment = {**inherited, "PATH": path, **quiet, **(environment or {})}
         self._machines: list[subprocess.Popen[bytes]] = []
         self._address: str | None = None
-        folder.mkdir(parents=True, exist_ok=True)
         self._temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # paths of sockets must be short
 
     @property
@@ -87,30 +108,51 @@ class Nodes:
         return self._address
 
     @property
+    def with_token(self) -> dict[str, str]:
+        """What whoever may come in sets."""
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
+
+    @property
     def dashboard(self) -> str:
         """Where the dashboard answers."""
         assert self._dashboard_port, "no dashboard was asked for"
-        return f"http://127.0.0.1:{self._dashboard_port}"
+        return f"http://{self._dashboard_host}:{self._dashboard_port}"
+
+    def get(self, page: str) -> bytes:
+        """What the dashboard answers; an error is an exception."""
+        request = urllib.request.Request(self.dashboard + page)
+        if self._token:
+            request.add_header("Authorization", f"Bearer {self._token}")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return bytes(answer.read())
 
     @property
     def ray_folder(self) -> Path:
         """Where Ray keeps the session folders of all nodes, until `stop`."""
         return self._temporary
 
-    def add(self, num_cpus: int, *, head: bool = False) -> Node:
+    def add(self, num_cpus: int, *, head: bool = False, host: Host | None = None) -> Node:
         """Start a node and wait until the cluster has it."""
-        return self.add_all([num_cpus], head=head)[0]
+        return self.add_all([num_cpus], head=head, hosts=[host])[0]
 
-    def add_all(self, cpus: Iterable[int], *, head: bool = False) -> list[Node]:
-        """Start nodes at once; with `head`, the first is the head, and the others wait for it."""
+    def add_all(
+        self, cpus: Iterable[int], *, head: bool = False, hosts: Iterable[Host | None] | None = None
+    ) -> list[Node]:
+        """Start nodes at once, on hosts of their own or all on this one.
+
+        With `head`, the first is the head, and the others wait for it.
+        """
         added: list[Node] = []
-        remaining = list(cpus)
+        numbers = list(cpus)
+        remaining = list(zip(numbers, hosts or [None] * len(numbers), strict=True))
         if head:
             assert self._address is None, "there is a head"
-            name, machine = self._launch(remaining.pop(0), head=True)
+            num_cpus, host = remaining.pop(0)
+            self._dashboard_host = host.address if host else "127.0.0.1"
+            name, machine = self._launch(num_cpus, host, head=True)
             self._address = self._wait_for_address(name, machine)
             added.append(Node(name, self._wait_for_node(name, machine), machine))
-        launched = [self._launch(num_cpus, head=False) for num_cpus in remaining]
+        launched = [self._launch(num_cpus, host, head=False) for num_cpus, host in remaining]
         added += [Node(name, self._wait_for_node(name, machine), machine) for name, machine in launched]
         self.nodes += added
         return added
@@ -133,7 +175,7 @@ class Nodes:
             shutil.move(path, self.folder / f"node{path.parts[-3]}-ray-logs")
         shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def _launch(self, num_cpus: int, *, head: bool) -> tuple[str, subprocess.Popen[bytes]]:
+    def _launch(self, num_cpus: int, host: Host | None, *, head: bool) -> tuple[str, subprocess.Popen[bytes]]:
         name = f"node{len(self._machines)}-{uuid.uuid4().hex[:6]}"
         dashboard = f"--include-dashboard={str(bool(self._dashboard_port)).lower()}"
         # One folder each: nodes that start at once in a shared one take each other's sockets
@@ -143,21 +185,24 @@ class Nodes:
                 "--head",
                 "--port=0",
                 dashboard,
+                f"--dashboard-host={self._dashboard_host}",
                 f"--dashboard-port={self._dashboard_port}",
-                f"--ray-client-server-port={_free_port()}",
+                f"--ray-client-server-port={self.client_port}",
             ]
         else:
             role = [f"--address={self.address}"]
+        address = host.address if host else "127.0.0.1"
         command = [
+            *(host.inside if host else ()),
             *(str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"),
-            *("--node-ip-address=127.0.0.1", f"--node-name={name}", f"--num-cpus={num_cpus}", "--num-gpus=0"),
+            *(f"--node-ip-address={address}", f"--node-name={name}", f"--num-cpus={num_cpus}", "--num-gpus=0"),
             *(f"--object-store-memory={_OBJECT_STORE_BYTES}", "--include-log-monitor=false", *_ANY_PORTS, *role),
             f"--temp-dir={temporary}",
         ]
         with (self.folder / f"{name}.log").open("wb") as log:
             machine = subprocess.Popen(
                 [sys.executable, "-I", "-S", __file__, *command],
-                env=self._environment,
+                env=self._environment | (host.environment if host else {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -175,15 +220,27 @@ class Nodes:
         return file.read_text().strip()
 
     def _wait_for_node(self, name: str, machine: subprocess.Popen[bytes]) -> str:
-        from ray._raylet import GcsClient  # type: ignore[attr-defined]
-
-        client = GcsClient(self.address)
         deadline = time.monotonic() + _READY_WITHIN_S
         while True:
-            for node_id, info in client.get_all_node_info(timeout=10).items():
-                if info.node_name == name:
-                    return str(node_id.hex())
+            names = self._names_over_http() if self._token else self._names()
+            if name in names:
+                return names[name]
             self._check(name, machine, deadline)
+
+    def _names(self) -> dict[str, str]:
+        """Ids by the names of nodes."""
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+        infos = GcsClient(self.address).get_all_node_info(timeout=10)
+        return {info.node_name: node_id.hex() for node_id, info in infos.items()}
+
+    def _names_over_http(self) -> dict[str, str]:
+        """The same where the token opens the door, which this process's own Ray does not show."""
+        try:
+            nodes: list[dict[str, Any]] = json.loads(self.get("/nodes?view=summary"))["data"]["summary"]
+        except OSError:
+            return {}
+        return {node["raylet"].get("nodeName", ""): node["raylet"].get("nodeId", "") for node in nodes}
 
     def _check(self, name: str, machine: subprocess.Popen[bytes], deadline: float) -> None:
         log = self.folder / f"{name}.log"

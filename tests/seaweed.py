@@ -36,8 +36,8 @@ class S3Server:
     Its room is `num_volumes` of 64 MB; what is deleted is not given back at once.
     """
 
-    def __init__(self, folder: Path, num_volumes: int = 40) -> None:
-        self.folder, self._num_volumes = folder, num_volumes
+    def __init__(self, folder: Path, num_volumes: int = 40, address: str = "127.0.0.1") -> None:
+        self.folder, self._num_volumes, self._address = folder, num_volumes, address
         self._ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ class S3Server:
     def environment(self) -> dict[str, str]:
         """What a client sets to reach it."""
         return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._ports['s3']}",
+            "AWS_ENDPOINT_URL": f"http://{self._address}:{self._ports['s3']}",
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -75,8 +75,8 @@ class S3Server:
         ports = self._ports
         return [
             f"-dir={data}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
+            f"-ip={self._address}",
+            f"-ip.bind={self._address}",
             f"-master.port={ports['master']}",
             f"-volume.port={ports['volume']}",
             f"-volume.max={self._num_volumes}",
@@ -102,7 +102,7 @@ class S3Server:
 
     def _refuses_strangers(self) -> bool:
         """Whether an unsigned request is answered by 403: the gateway is up and has its keys."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._ports["s3"], timeout=2)
+        connection = http.client.HTTPConnection(self._address, self._ports["s3"], timeout=2)
         try:
             connection.request("GET", "/")
             return connection.getresponse().status == 403

@@ -31,7 +31,7 @@ from dataloading.loading.cache import Split
 from dataloading.loading.executor import Executor, ExecutorSpec, Pending, UndecodableError
 from dataloading.loading.plan import Request
 
-__all__ = ["BACKENDS", "Loader", "build_view", "choose_backend"]
+__all__ = ["BACKENDS", "Loader", "build_view", "choose_backend", "has_dali"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,17 +57,22 @@ def choose_backend(backend: str, device: torch.device) -> str:
     Raises:
         InputError: DALI is asked for by name and is not installed.
     """
-    has_dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
-    if backend == "dali" and not has_dali:
+    there = has_dali()
+    if backend == "dali" and not there:
         raise InputError(
             "loader.backend is 'dali', but NVIDIA DALI is not installed here. Install the extra `dali` "
             "(`pip install 'xdist-train[dali]'`, Linux only), or set loader.backend=opencv."
         )
     if backend != "auto":
         return backend
-    if device.type == "cuda" and not has_dali:
+    if device.type == "cuda" and not there:
         logger.warning("NVIDIA DALI is not installed (extra `dali`): pictures are decoded on the CPU by OpenCV.")
-    return "dali" if device.type == "cuda" and has_dali else "opencv"
+    return "dali" if device.type == "cuda" and there else "opencv"
+
+
+def has_dali() -> bool:
+    """Whether NVIDIA DALI is installed here."""
+    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
 
 def build_view(loader: LoaderConfig, info: DatasetInfo) -> View:

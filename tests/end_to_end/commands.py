@@ -9,9 +9,11 @@ import sys
 from cluster.store import open_store
 from dataloading.dataset import Dataset
 
-__all__ = ["SMALL", "copy_dataset", "xdist_train"]
+__all__ = ["COMMAND", "SMALL", "copy_dataset", "xdist_train"]
 
 _LIMIT_S = 400
+COMMAND = (sys.executable, "-c", "from xdist_train.cli import run; run()")
+"""What stands for `xdist-train`."""
 SMALL = (
     "loader.image_size=64",
     "train.epochs=2",
@@ -26,7 +28,7 @@ SMALL = (
 def xdist_train(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`xdist-train ...` to its end, with these variables beside the test's own."""
     return subprocess.run(
-        [sys.executable, "-c", "from xdist_train.cli import run; run()", *arguments],
+        [*COMMAND, *arguments],
         env={**os.environ, "RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled", **environment},
         capture_output=True,
         text=True,
