@@ -126,6 +126,14 @@ class Nodes:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return bytes(answer.read())
 
+    def metrics(self, node: Node) -> str:
+        """Where a node's agent exports metrics."""
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+        nodes = GcsClient(self.address).get_all_node_info(timeout=10)
+        (port,) = [info.metrics_export_port for key, info in nodes.items() if key.hex() == node.node_id]
+        return f"http://127.0.0.1:{port}/metrics"
+
     @property
     def ray_folder(self) -> Path:
         """Where Ray keeps the session folders of all nodes, until `stop`."""

@@ -57,11 +57,11 @@ def test_a_library_is_imported_at_its_boundary_only(library: str) -> None:
 
 
 def test_the_loop_and_the_search_know_no_ray() -> None:
-    """Only what connects, builds, watches and is a Ray job, hands out parts, or is a Tune trial, imports Ray."""
+    """Only what connects, builds, watches, measures and is a Ray job, hands out parts, or is a trial, imports Ray."""
     users = {
         str(path.relative_to(_ROOT)) for path in _modules() if "ray" in {name.split(".")[0] for name in _imports(path)}
     }
-    training = {f"xdist_train/training/{name}.py" for name in ("job", "group_events", "worker")}
+    training = {f"xdist_train/training/{name}.py" for name in ("job", "group_events", "worker", "gauges")}
     search = {f"tune_spaces/{name}.py" for name in ("tuner", "trial")}
     explaining = {"xdist_train/evidence/cams/job.py"}
     assert {f"cluster/{name}.py" for name in ("access", "jobs", "session")} | explaining | training | search == users

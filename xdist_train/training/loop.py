@@ -192,11 +192,12 @@ class _Run:
         loss, bad, stop, pause, samples = gather_values(mine, job.world).cpu().unbind(dim=1)
         if torch.isfinite(bad).any():
             return self._non_finite(int(bad.min()), int(bad.argmin()))
+        new_steps, new_images = self.pending_steps, self.pending_images
         self._account(float(loss.sum()), batches)
         state.samples = (state.samples + int(samples.sum())) % _SAMPLES
         self.next_control = state.step + int(pause[0])
         if job.world.is_first:
-            self._show()
+            self._show(new_steps, new_images)
         self.stop = bool(stop[0])
         return None
 
@@ -219,8 +220,8 @@ class _Run:
         self.pending_steps = self.pending_images = 0
         batches.wait_s, batches.samples = 0.0, 0
 
-    def _show(self) -> None:
-        job, speeds = self.job, self.window.speeds()
+    def _show(self, new_steps: int, new_images: int) -> None:
+        job = self.job
         self.reporter.progress(
             Progress(
                 epoch=self.state.epoch,
@@ -228,8 +229,9 @@ class _Run:
                 step=self.state.step,
                 steps_per_epoch=job.steps.steps_per_epoch,
                 loss=self._row_loss(),
-                images_per_s=speeds["images_per_s"],
-                data_wait_share=speeds["data_wait_share"],
+                new_steps=new_steps,
+                new_images=new_images,
+                **self.window.speeds(),
             )
         )
 

@@ -15,7 +15,7 @@ STOPPED = "stopped"
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What the live line shows; figures are since the last row of kind `step`."""
+    """Where a run is; speeds and loss are since the last row of kind `step`."""
 
     epoch: int
     epochs: int
@@ -23,7 +23,12 @@ class Progress:
     steps_per_epoch: int
     loss: float
     images_per_s: float
+    step_s: float
     data_wait_share: float
+    new_steps: int
+    """Optimiser steps since this process's last Progress."""
+    new_images: int
+    """Images that all ranks trained on since then."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,9 @@ from xdist_train.models.weights import StoredWeights
 from xdist_train.training.assembly import Assembly
 from xdist_train.training.checkpoint import DamagedCheckpointError, parse_checkpoint_name
 from xdist_train.training.collectives import gather_values
+from xdist_train.training.gauges import RunGauges, run_label
 from xdist_train.training.loop import Saving, run_loop
-from xdist_train.training.messages import Failure, Progress
+from xdist_train.training.messages import Beat, Failure, Progress
 from xdist_train.training.publish import publish_evaluation
 from xdist_train.training.pulse import SAVING, STARTING, Pulse
 from xdist_train.training.resume import resume
@@ -79,8 +80,14 @@ def run_worker(values: dict[str, Any]) -> dict[str, Any]:
         return {"status": "failed", "failure": known}
     pulse, node = Pulse(), ray.get_runtime_context().get_node_id()
     try:
-        with pulse.told(order.monitor.beat.remote, world.rank, node, order.config.failure.hang_s):
-            return _train(order, world, pulse, group)
+        gauges = RunGauges(run_label(order.run_uri, order.config.storage.uri), world, ray.train.torch.get_device())
+
+        def tell(beat: Beat) -> None:
+            order.monitor.beat.remote(beat)
+            gauges.beat(beat.group)
+
+        with pulse.told(tell, world.rank, node, order.config.failure.hang_s):
+            return _train(order, world, pulse, group, gauges)
     except Exception as error:
         # Raised, not returned: the other ranks wait for this one, and a restarted group returns at once.
         _tell_failure(order, world, error)
@@ -119,7 +126,7 @@ def _out_of_memory(order: WorkerOrder, error: torch.OutOfMemoryError) -> str:
     )
 
 
-def _train(order: WorkerOrder, world: World, pulse: Pulse, group: int) -> dict[str, Any]:
+def _train(order: WorkerOrder, world: World, pulse: Pulse, group: int, gauges: RunGauges) -> dict[str, Any]:
     started = time.perf_counter()
     folder = RunFolder(open_store(order.run_uri), order.driver)
     torch.set_num_threads(order.config.scale.cpus_per_worker)
@@ -142,7 +149,7 @@ def _train(order: WorkerOrder, world: World, pulse: Pulse, group: int) -> dict[s
         state = _resume(order, assembly, world, attempt)
         state.add_seconds("start", time.perf_counter() - started)
         # 3. The loop.
-        reporter = _RayReporter(order, assembly, folder)
+        reporter = _RayReporter(order, assembly, folder, gauges)
         outcome = run_loop(assembly.job, state, reporter)
         pulse.mark(SAVING, RETRY_S)
         reporter.wait()
@@ -243,8 +250,8 @@ def _summary(outcome: Outcome, attempt: int, splits: list[str]) -> dict[str, Any
 class _RayReporter:
     """The loop's wishes as Ray calls; progress goes to the monitor without waiting for it."""
 
-    def __init__(self, order: WorkerOrder, assembly: Assembly, folder: RunFolder) -> None:
-        self.monitor, self.assembly = order.monitor, assembly
+    def __init__(self, order: WorkerOrder, assembly: Assembly, folder: RunFolder, gauges: RunGauges) -> None:
+        self.monitor, self.assembly, self.gauges = order.monitor, assembly, gauges
         self.uploads = Uploads(
             folder,
             assembly,
@@ -259,6 +266,7 @@ class _RayReporter:
 
     def progress(self, progress: Progress) -> None:
         self._pushed = self.monitor.push.remote(phase="training", progress=progress)
+        self.gauges.progress(progress)
 
     def stop_asked(self) -> bool:
         ready, _ = ray.wait([self._pushed], timeout=0)

@@ -142,6 +142,16 @@ def test_data_wait_and_step_time_are_true(wait_s: float) -> None:
     assert row["images_per_s"] == pytest.approx(104 / (4 * row["step_s"]), rel=0.01)
 
 
+def test_progress_counts_what_this_process_trained() -> None:
+    """Resumed at (1, 2) of 2 epochs of 4 steps, its Progresses add up to 2 steps; undisturbed to 8."""
+    for state, steps in ((TrainState(), 8), (TrainState(epoch=1, step=2), 2)):
+        _, reporter = _run(_job(), state)
+        assert (steps, 26 * steps) == (
+            sum(progress.new_steps for progress in reporter.shown),
+            sum(progress.new_images for progress in reporter.shown),
+        )
+
+
 def test_a_resumed_run_draws_the_same_images() -> None:
     """From (1, 2) on, the micro batches are those of the undisturbed run."""
     whole: list[Any] = []

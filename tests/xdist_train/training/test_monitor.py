@@ -14,7 +14,16 @@ from xdist_train.training.messages import Beat, Failure, MonitorView, Progress
 from xdist_train.training.monitor import RunMonitor
 
 _PROGRESS = Progress(
-    epoch=1, epochs=4, step=30, steps_per_epoch=60, loss=0.51234, images_per_s=1234.5, data_wait_share=0.034
+    epoch=1,
+    epochs=4,
+    step=30,
+    steps_per_epoch=60,
+    loss=0.51234,
+    images_per_s=1234.5,
+    step_s=0.039,
+    data_wait_share=0.034,
+    new_steps=25,
+    new_images=1200,
 )
 _ROW = {"kind": "epoch", "epoch": 0, "train_loss": 1.0, "selected": True}
 _ROW |= {f"val_{name}": 0.5 for name in ("loss", "accuracy", "balanced_accuracy", "auroc_macro")}
