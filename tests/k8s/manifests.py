@@ -57,13 +57,14 @@ def render(overlay: str) -> list[Object]:
     return copy.deepcopy(_render(K8S / "overlays" / overlay))
 
 
-def render_with(folder: Path, overlay: str, components: Sequence[str]) -> list[Object]:
-    """The objects of an overlay of a user's own, written into a folder: one of ours with more components."""
+def render_with(folder: Path, overlay: str, components: Sequence[str], **more: Any) -> list[Object]:
+    """The objects of an overlay of a user's own, written into a folder: one of ours with components, and more."""
     document = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [os.path.relpath(K8S / "overlays" / overlay, folder.resolve())],
         "components": [os.path.relpath(K8S / "components" / name, folder.resolve()) for name in components],
+        **more,
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(document))
     return _render(folder)

@@ -202,9 +202,10 @@ def test_what_is_written_has_a_volume_with_a_size(overlay: str) -> None:
     for pod in ray_pods(render(overlay)):
         mounted = {mount["mountPath"]: mount["name"] for mount in pod.ray["volumeMounts"]}
         assert {"/dev/shm", "/cache", "/tmp", "/tmp/ray", "/home/xdist"} <= set(mounted), pod.name
-        volumes = {volume["name"]: volume["emptyDir"] for volume in pod.spec["volumes"]}
         names = {mount["name"] for item in containers(pod.spec) for mount in item.get("volumeMounts", [])}
-        assert names == set(volumes), pod.name
+        assert names == {volume["name"] for volume in pod.spec["volumes"]}, pod.name
+        volumes = {volume["name"]: volume["emptyDir"] for volume in pod.spec["volumes"] if "emptyDir" in volume}
+        assert set(mounted.values()) == set(volumes), pod.name
         disk = [item["sizeLimit"] for item in volumes.values() if item.get("medium") != "Memory"]
         limits = pod.ray["resources"]["limits"]
         assert sum(map(parse_quantity, disk)) <= parse_quantity(limits["ephemeral-storage"]), pod.name
@@ -269,15 +270,18 @@ def test_one_image_by_version(overlay: str) -> None:
 
 
 @everywhere
-def test_only_the_head_has_a_token_and_only_for_the_autoscaler(overlay: str) -> None:
-    """Workers get no Kubernetes token; the head gets one where an autoscaler runs beside it. Accounts exist."""
+def test_the_autoscaler_alone_has_a_kubernetes_token(overlay: str) -> None:
+    """No container in which Ray runs has a token of Kubernetes; the autoscaler's has, where there is one."""
     objects = render(overlay)
     accounts = {item["metadata"]["name"]: item for item in by_kind(objects, "ServiceAccount")}
     assert not any(item["automountServiceAccountToken"] for item in accounts.values())
     for pod in ray_pods(objects):
-        scales = any(container["name"] == "autoscaler" for container in pod.spec["containers"])
-        assert pod.spec["automountServiceAccountToken"] is scales, pod.name
         assert pod.spec["serviceAccountName"] in accounts
+        assert pod.spec["automountServiceAccountToken"] is False, pod.name
+        tokens = {volume["name"] for volume in pod.spec["volumes"] if "projected" in volume}
+        for container in containers(pod.spec):
+            mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
+            assert (container["name"] == "autoscaler") is bool(tokens & mounted), (pod.name, container["name"])
 
 
 @everywhere
@@ -527,6 +531,20 @@ def test_the_monitor_finds_every_ray_pod(tmp_path: Path) -> None:
         assert monitor["spec"]["selector"]["matchLabels"].items() <= pod.labels.items()
         assert {"name": endpoint["port"], "containerPort": 8080} in pod.ray["ports"]
     kubernetes_validate.validate(_first(objects, "NetworkPolicy", "to-metrics"), _KUBERNETES[-1], strict=True)
+
+
+def test_an_overlay_of_a_users_own(tmp_path: Path) -> None:
+    """Settings and image, changed above one of our overlays, reach the standing cluster and all jobs."""
+    image = "registry.example/xdist@sha256:" + 64 * "0"
+    data = {"XDIST_RUN": "second", "AWS_ENDPOINT_URL": "http://s3.storage.svc:8333"}
+    patch = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "xdist-settings"}, "data": data}
+    more = {
+        "images": [{"name": "xdist-train", "newName": "registry.example/xdist", "digest": image.split("@")[1]}],
+        "patches": [{"patch": yaml.safe_dump(patch)}],
+    }
+    objects = render_with(tmp_path, "gpu", [], **more)
+    assert {image} == {item["image"] for pod in ray_pods(objects) for item in containers(pod.spec)}
+    assert settings(objects) == settings(render("gpu")) | data
 
 
 def test_nothing_in_the_folder_is_forgotten() -> None:
