@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.access import require_token, take_token
+from cluster.access import TOKEN_HELP, require_token, take_token
 from cluster.errors import InputError
 
 __all__ = [
@@ -43,6 +43,7 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+_KNOCK_S = 10.0
 # Where the storage is may be told to a cluster by the driver; who may use it, never: that is each node's own.
 _FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 
@@ -91,7 +92,9 @@ def _init(ray: Any) -> None:
     try:
         _probe(address)
         if address != "local" and (address or _runs_here()):
-            require_token(_host(address), shows_token=take_token())
+            target = _target(address)
+            require_token(target.rpartition(":")[0], shows_token=take_token())
+            _knock(target)
             ray.init(address=address or "auto", runtime_env=_runtime_environment(), **quiet)
         else:
             ray.init(address="local", include_dashboard=False, **quiet)
@@ -104,13 +107,26 @@ def _init(ray: Any) -> None:
         ) from error
 
 
-def _host(address: str | None) -> str:
-    """Where the head is that is about to be joined."""
+def _target(address: str | None) -> str:
+    """HOST:PORT of the head that is about to be joined."""
     if not address or address == "auto":
         from ray._private.services import find_bootstrap_address
 
-        address = find_bootstrap_address(None) or "localhost"
-    return address.rpartition(":")[0] or address
+        return find_bootstrap_address(None) or "localhost:6379"
+    return address
+
+
+def _knock(target: str) -> None:
+    """Ray itself tries for 20 s where the token is not the cluster's, and then says only that it cannot connect."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError
+
+    try:
+        GcsClient(target).get_all_node_info(timeout=_KNOCK_S)
+    except AuthenticationError as error:
+        raise InputError(
+            f"the Ray cluster at {target} asks for a token, and this command has none or another one. {TOKEN_HELP}"
+        ) from error
 
 
 def _probe(address: str | None) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from cluster.store import open_store
 from dataloading.dataset import Dataset
-from tests.end_to_end.commands import COMMAND, copy_dataset
+from tests.end_to_end.commands import COMMAND, copy_dataset, xdist_train
 from tests.end_to_end.faults import LONG, notes, outcome, planned_samples, wait_for
 from tests.hosts import Host, Network
 from tests.nodes import Nodes
@@ -137,3 +137,24 @@ def test_a_job_goes_on_without_a_host_whose_cable_is_pulled(hosts: list[Host], s
     assert (3, {2, 3}) == (groups[0], set(groups)), groups
     assert planned_samples(cut.run, bands) == left["samples"] == undisturbed["samples"]
     assert abs(_val_loss(left) - _val_loss(undisturbed)) < 1e-3
+
+
+def test_an_open_cluster_on_another_host_is_refused(hosts: list[Host], tmp_path: Path) -> None:
+    """Without authentication a cluster is for its own machine: neither jobs nor drivers go to it from elsewhere."""
+    nodes = Nodes(tmp_path, include_dashboard=True)
+    try:
+        nodes.add(1, head=True, host=hosts[-1])
+        job = xdist_train("submit", "--address", nodes.dashboard, "--", "train", "demo")
+        driver = xdist_train("doctor", RAY_ADDRESS=nodes.address)
+        inside = subprocess.run(
+            [*hosts[-1].inside, *COMMAND, "status", "--address", nodes.dashboard],
+            env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        nodes.stop()
+    for done in (job, driver):
+        assert (2, True) == (done.returncode, "runs without authentication" in done.stderr), done.stderr
+    assert (0, True) == (inside.returncode, "no jobs" in inside.stdout), inside.stderr

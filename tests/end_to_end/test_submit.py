@@ -260,6 +260,7 @@ def test_nobody_comes_in_without_the_token(head: Nodes, token: str, tmp_path: Pa
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "HOME": str(tmp_path)}
     if not token:
         environment["RAY_AUTH_MODE"] = "disabled"
+    client = f"127.0.0.1:{head.client_port}"
     refused = xdist_train("submit", "--address", head.dashboard, "--", "train", "demo", **environment)
     assert (2, True) == (refused.returncode, "token" in refused.stderr), refused.stderr
     for page in ("/api/version", "/api/jobs/", "/nodes?view=summary", "/api/v0/actors", "/api/v0/logs"):
@@ -269,20 +270,23 @@ def test_nobody_comes_in_without_the_token(head: Nodes, token: str, tmp_path: Pa
         with pytest.raises(urllib.error.HTTPError) as error:
             urllib.request.urlopen(request, timeout=30)
         assert (403 if token else 401) == error.value.code, page
-    assert "came in" not in _python(f"ray.init('ray://127.0.0.1:{head.client_port}')", environment)
-    assert "came in" not in _python(f"ray.init('{head.address}', log_to_driver=False)", environment)
+    assert "came in" not in _python(f"ray.util.connect({client!r}, connection_retries=1)", environment)
+    assert "came in" not in _python(f"GcsClient({head.address!r}).get_all_node_info(timeout=5)", environment)
+    joined = xdist_train("doctor", RAY_ADDRESS=head.address, **environment)
+    assert (2, True) == (joined.returncode, "asks for a token" in joined.stderr), joined.stderr
 
 
 def test_the_token_opens_all_doors(head: Nodes) -> None:
     """The same attempts with the token come in: the refusals above are not for another reason."""
-    assert "came in" in _python(f"ray.init('ray://127.0.0.1:{head.client_port}')", head.with_token)
-    assert "came in" in _python(f"ray.init('{head.address}', log_to_driver=False)", head.with_token)
+    client = f"127.0.0.1:{head.client_port}"
+    assert "came in" in _python(f"ray.util.connect({client!r}, connection_retries=1)", head.with_token)
+    assert "came in" in _python(f"GcsClient({head.address!r}).get_all_node_info(timeout=5)", head.with_token)
 
 
 def _python(line: str, environment: dict[str, str]) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", f"import ray; {line}; print('came in')"],
-        env={**os.environ, "RAY_raylet_start_wait_time_s": "5", **environment},
+        [sys.executable, "-c", f"import ray; from ray._raylet import GcsClient; {line}; print('came in')"],
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,

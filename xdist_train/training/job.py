@@ -15,7 +15,8 @@ from xdist_train.training.preflight import Prepared
 
 __all__ = ["Job", "build_trainer", "wait_limit", "words_of"]
 
-_WAIT_S, _WAIT_AUTOSCALER_S = 60.0, 1800.0
+_WAIT_S, _WAIT_AUTOSCALER_S = 120.0, 1800.0
+"""Ray needs a minute to give up a host that falls silent; until then its room seems taken."""
 _GROUP_ERROR = re.compile(r"gloo/transport|NCCL error|connection closed by peer|ProcessGroup", re.IGNORECASE)
 _LOOK_S = 5.0
 """Ray looks anew at the cluster this often while a group waits for room (the start of processes is not in it)."""
