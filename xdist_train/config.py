@@ -221,7 +221,7 @@ class ScaleConfig:
     cpus_per_worker: int = 1
     """CPUs reserved for a worker; also its intra-op threads and its decoding threads."""
     wait_s: float = 0.0
-    """Seconds to wait for room for the workers, at the start and after a loss; 0 is 120, or 1,800 with an autoscaler."""
+    """Seconds to wait for room for workers, at the start and after a loss; 0 is 120, or 1,800 with an autoscaler."""
 
     def __post_init__(self) -> None:
         ends = self.num_workers if isinstance(self.num_workers, list | tuple) else [self.num_workers]
