@@ -16,12 +16,23 @@ from cluster.errors import XdistError
 from cluster.package import code_digest
 from cluster.store import open_store
 
-__all__ = ["CHECKS", "judge_clocks", "judge_shared_memory", "judge_token", "judge_versions"]
+__all__ = ["CHECKS", "check_workers", "judge_clocks", "judge_shared_memory", "judge_token", "judge_versions"]
 
 _PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "s3fs", "opencv-python-headless", "nvidia-dali-cuda130")
 _SHARED_BYTES = 1 << 30
 _MOST_SKEW_S = 5.0
 _STORE_RETRY_S = 10.0
+
+
+def check_workers(visit: Visit) -> Iterator[Finding]:
+    """There are nodes on which workers can run; `examine_here` has asked for one where there was none."""
+    number, gpus = len(visit.workers), sum(visit.gpus.get(node, 0) for node in visit.workers)
+    yield Finding(
+        what="nodes for workers",
+        ok=number > 0,
+        told=f"{number} with {gpus} GPUs" if number else "none: what only they have was not looked at",
+        todo="Add a node (`ray start --address=...`); on Kubernetes look at the worker pods: `kubectl describe pod`.",
+    )
 
 
 def check_versions(visit: Visit) -> Iterator[Finding]:
@@ -138,6 +149,7 @@ def _store_refusal(uri: str) -> str:
 
 
 CHECKS: dict[str, Check] = {
+    "nodes": check_workers,
     "versions": check_versions,
     "token authentication": check_token,
     "/dev/shm": check_shared_memory,

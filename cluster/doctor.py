@@ -48,15 +48,18 @@ class Visit:
 
     def __init__(self, ray: Any, places: Places) -> None:
         self.ray, self.places = ray, places
-        self.names = node_names(ray)
-        """The nodes with CPUs: how people call them, by id."""
+        self.names = node_names(ray, with_cpus=False)
+        """All nodes, the head without CPUs too, from which a driver reads and writes: how people call them, by id."""
+        self.workers = [*node_names(ray)]
+        """Ids of the nodes with CPUs, on which workers run."""
         self.gpus = {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]}
         """GPUs that Ray knows of, by node id."""
 
-    def ask(self, function: Callable[[], Any], *, with_gpu: bool = False) -> dict[str, Any]:
+    def ask(self, function: Callable[[], Any], *, workers_only: bool = False, with_gpu: bool = False) -> dict[str, Any]:
         """What a function answers in a process on each node, by the node's name: JSON values.
 
         Args:
+            workers_only: ask only nodes with CPUs.
             with_gpu: where a node has GPUs, the process sees one.
 
         Raises:
@@ -65,7 +68,8 @@ class Visit:
         there = partial(_told, function)
         answers: dict[str, str] = {}
         for has_gpu in (False, True):
-            nodes = [node for node in self.names if (with_gpu and self.gpus.get(node, 0) > 0) == has_gpu]
+            asked = self.workers if workers_only else self.names
+            nodes = [node for node in asked if (with_gpu and self.gpus.get(node, 0) > 0) == has_gpu]
             share = _GPU_SHARE if has_gpu else 0.0
             answers |= on_nodes(self.ray, dict.fromkeys(nodes, there), _ANSWER_S, share)
         return {self.names[node]: _parsed(self.names[node], text) for node, text in answers.items()}

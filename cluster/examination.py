@@ -14,18 +14,22 @@ from rich.text import Text
 from cluster.doctor import Finding, Places, Visit, examine
 from cluster.errors import InputError
 from cluster.jobs import open_jobs
-from cluster.session import connect
+from cluster.session import call_worker, cluster_resources, connect, node_names
 from cluster.terminal import printable
 
 __all__ = ["examine_here", "examine_there", "findings_table"]
 
-_LIMIT_S = 600.0
+_SCALE_S = 900.0
+_LIMIT_S = 600.0 + _SCALE_S
 _OPTIONS = {"data_uri": "--data", "storage_uri": "--storage", "cache_dir": "--cache-dir"}
 
 
 def examine_here(places: Places, console: Console) -> list[Finding]:
     """Of the cluster that commands on this machine would join, or start."""
     with console.status("connecting to Ray ...") as status, connect() as ray:
+        if cluster_resources(ray).autoscaling and not node_names(ray):
+            status.update(f"waiting for the autoscaler to start a node, up to {_SCALE_S:.0f} s ...")
+            call_worker(ray, _SCALE_S)
         return list(examine(Visit(ray, places), lambda what: status.update(f"looking at: {what} ...")))
 
 

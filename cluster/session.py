@@ -20,6 +20,7 @@ from cluster.errors import InputError
 
 __all__ = [
     "ClusterResources",
+    "call_worker",
     "cluster_resources",
     "connect",
     "draining_nodes",
@@ -192,13 +193,22 @@ def on_places(
     return [_answer(ray, task) if task in done else late for task in tasks]
 
 
-def node_names(ray: Any) -> dict[str, str]:
-    """The nodes that are alive and have CPUs: how people call them, by id."""
+def node_names(ray: Any, *, with_cpus: bool = True) -> dict[str, str]:
+    """The nodes that are alive (and have CPUs, unless told otherwise): how people call them, by id."""
     return {
         node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
         for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU")
+        if node["Alive"] and (node["Resources"].get("CPU") or not with_cpus)
     }
+
+
+def call_worker(ray: Any, timeout_s: float) -> bool:
+    """Let the autoscaler start a node with a CPU, where there is none; whether there is one now."""
+    task = ray.remote(num_cpus=1)(_call).remote(str)
+    done, _ = ray.wait([task], timeout=timeout_s)
+    if not done:
+        ray.cancel(task, force=True)
+    return bool(done)
 
 
 def _call(function: Callable[[], str]) -> str:

@@ -19,7 +19,7 @@ _TOLERANCE = 3.0  # gray levels, between decoders
 def check_decoders(visit: Visit) -> Iterator[Finding]:
     """A JPEG goes through every executor that a node has, on its GPU where it has one."""
     gpus = {visit.names[node]: count for node, count in visit.gpus.items() if node in visit.names}
-    return judge_decoders(visit.ask(_decoders, with_gpu=True), gpus)
+    return judge_decoders(visit.ask(_decoders, workers_only=True, with_gpu=True), gpus)
 
 
 def judge_decoders(there: Mapping[str, Mapping[str, Any]], gpus: Mapping[str, int]) -> Iterator[Finding]:
@@ -96,7 +96,7 @@ def check_cache(visit: Visit) -> Iterator[Finding]:
     if not places.data_uri:
         return
     function = partial(_no_room, places.data_uri, places.cache_dir, places.cache_limit_gib)
-    for node, answer in visit.ask(function).items():
+    for node, answer in visit.ask(function, workers_only=True).items():
         yield Finding(
             what=f"data set on {node}",
             ok=not answer["reason"],

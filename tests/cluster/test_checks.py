@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cluster.checks import judge_clocks, judge_shared_memory, judge_token, judge_versions
+from types import SimpleNamespace
+
+from cluster.checks import check_workers, judge_clocks, judge_shared_memory, judge_token, judge_versions
 from cluster.doctor import Finding
 
 _HERE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0", "this program": "0123"}
@@ -12,6 +14,13 @@ def _one(findings: object) -> Finding:
     (finding,) = list(findings)  # type: ignore[call-overload]
     assert finding.ok or finding.todo
     return finding
+
+
+def test_a_cluster_without_workers_is_red() -> None:
+    """A head alone, without CPUs, trains nothing."""
+    some = SimpleNamespace(workers=["a", "b"], gpus={"a": 4, "b": 4})
+    assert (True, "2 with 8 GPUs") == ((found := _one(check_workers(some))).ok, found.told)  # type: ignore[arg-type]
+    assert not _one(check_workers(SimpleNamespace(workers=[], gpus={}))).ok  # type: ignore[arg-type]
 
 
 def test_versions_must_be_the_same() -> None:

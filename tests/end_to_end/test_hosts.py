@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -137,6 +138,23 @@ def test_a_job_goes_on_without_a_host_whose_cable_is_pulled(hosts: list[Host], s
     assert (3, {2, 3}) == (groups[0], set(groups)), groups
     assert planned_samples(cut.run, bands) == left["samples"] == undisturbed["samples"]
     assert abs(_val_loss(left) - _val_loss(undisturbed)) < 1e-3
+
+
+def test_the_doctor_of_another_host_finds_the_network(cluster: Nodes, hosts: list[Host], place: str) -> None:
+    """Three nodes by gloo, the store from the head too; red is alone that the token goes over plain HTTP."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "RAY_"))}
+    done = subprocess.run(
+        [*hosts[-1].inside, *COMMAND, "doctor", "--json", "--address", cluster.dashboard, "--storage", f"{place}/runs"],
+        env={**inherited, **cluster.with_token},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = {line["what"]: line for line in json.loads(done.stdout)}
+    assert [f"the way to {cluster.dashboard}"] == [what for what, line in lines.items() if not line["ok"]]
+    assert "MB/s" in lines["gloo between 3 nodes"]["told"]
+    assert 4 == sum(what.startswith("storage from ") for what in lines)
+    assert 1 == done.returncode
 
 
 def test_an_open_cluster_on_another_host_is_refused(hosts: list[Host], tmp_path: Path) -> None:

@@ -308,7 +308,16 @@ def test_the_doctor_finds_a_healthy_cluster_green(head: Nodes, bands: Dataset, t
     places = ("--data", bands.store.uri, "--storage", str(tmp_path / "runs"))
     code, lines = _examine("--address", head.dashboard, *places, **head.with_token)
     assert [] == [line for line in lines.values() if not line["ok"]]
-    seen = ("versions", "token authentication", "/dev/shm", "clock", "storage", "decoders", "data set")
+    seen = (
+        "nodes for workers",
+        "versions",
+        "token authentication",
+        "/dev/shm",
+        "clock",
+        "storage",
+        "decoders",
+        "data set",
+    )
     assert {*seen, "gloo between two processes", f"the way to {head.dashboard}"} == set(lines)
     assert 0 == code
 

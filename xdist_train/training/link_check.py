@@ -72,7 +72,9 @@ class Meeting:
 
 def check_link(visit: Visit) -> Iterator[Finding]:
     """One process a node (two where there is one node), by NCCL where all nodes have GPUs, else by gloo."""
-    nodes = list(visit.names)
+    nodes = visit.workers
+    if not nodes:
+        return
     has_gpus = all(visit.gpus.get(node, 0) for node in nodes)
     members = nodes if len(nodes) > 1 else nodes * 2
     if has_gpus and len(nodes) > 1:
