@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -32,11 +33,14 @@ __all__ = [
     "nearest_key",
     "parse_layer",
     "parse_overrides",
+    "parse_written",
     "read_layer",
     "to_dict",
 ]
 
 Schema = TypeVar("Schema")
+
+_DEEPEST_WRITTEN = 16  # levels that a written configuration may have; ours has 3
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,39 @@ def parse_layer(data: bytes, source: str) -> Layer:
     if not isinstance(loaded, DictConfig):
         raise InputError(f"{source}: must hold `section: {{key: value}}`, not a list.")
     return Layer(source, cast(dict[str, Any], OmegaConf.to_container(loaded)))
+
+
+def parse_written(data: bytes, source: str) -> Layer:
+    """The values of a configuration that `dump_yaml` wrote, from a place where anybody may have changed it.
+
+    Raises:
+        InputError: as `parse_layer`, or it has what is never written. Interpolations would put this machine's
+            environment into values, and aliases a large structure into a few lines.
+    """
+    try:
+        unwritten = _unwritten(data.decode())
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{source}: not a readable YAML file ({_one_line(error)}).") from None
+    if unwritten:
+        raise InputError(
+            f"{source}: holds {unwritten}, which this program never writes into a configuration. Copy the folder again "
+            "from where it was made."
+        )
+    return parse_layer(data, source)
+
+
+def _unwritten(text: str) -> str:
+    """What of a YAML text is not from `dump_yaml`; empty if it may all be."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST_WRITTEN:
+            return f"values nested more than {_DEEPEST_WRITTEN} deep"
+        if isinstance(event, yaml.AliasEvent):
+            return f"the alias *{event.anchor}"
+        if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
+            return f"the interpolation {event.value[:80]!r}"
+    return ""
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Layer]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.config import Layer, parse_written
 from cluster.errors import InputError, StoreError
 from cluster.store import Store, open_store
 
@@ -39,12 +40,16 @@ __all__ = [
     "list_runs",
     "open_run",
     "predictions_key",
+    "read_config",
+    "read_history",
 ]
 
 RUN, CONFIG, METRICS, REPORT = "run.json", "config.yaml", "metrics.jsonl", "report.html"
 SEARCH = "search.json"
 ATTEMPTS, CHECKPOINTS, TENSORBOARD = "attempts", "checkpoints", "tensorboard"
 RUN_SCHEMA = 1
+_CONFIG_LIMIT_BYTES = 1 << 20
+_HISTORY_LIMIT_BYTES = 256 << 20  # a million rows
 _SILENT_S = 60.0  # six missed heartbeats
 
 
@@ -164,6 +169,32 @@ def open_run(uri: str) -> RunFolder:
     if not store.exists(RUN):
         raise InputError(f"{uri!r} is no run folder (no {RUN}). `xdist-train runs` lists the runs of a store.")
     return RunFolder(store, driver="")
+
+
+def read_config(run: Store) -> Layer:
+    """`config.yaml` of a run folder.
+
+    Raises:
+        InputError: it is not what a run writes.
+    """
+    return parse_written(run.read(CONFIG, _CONFIG_LIMIT_BYTES), run.locate(CONFIG))
+
+
+def read_history(run: Store) -> list[dict[str, Any]]:
+    """Rows of `metrics.jsonl` of a run folder; none where there is none.
+
+    Raises:
+        InputError: it is not what a run writes.
+    """
+    if not run.exists(METRICS):
+        return []
+    data = run.read(METRICS, _HISTORY_LIMIT_BYTES)
+    try:
+        return [json.loads(line) for line in data.splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{run.locate(METRICS)} cannot be read ({error}). Copy the run folder again from where it was trained."
+        ) from None
 
 
 def list_runs(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -23,7 +23,7 @@ from fsspec.asyn import sync
 
 from cluster.errors import InputError, MissingObjectError, StoreError
 from cluster.s3_errors import CONFLICT, FAILURES, NO_UPLOAD, NOT_IMPLEMENTED, PRECONDITION, cause_of
-from cluster.store import ObjectInfo, Store, Writer, open_store
+from cluster.store import OBJECT_LIMIT_BYTES, ObjectInfo, Store, Writer, check_key, check_size, open_store
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -75,7 +75,7 @@ class S3Store(Store):
         return open_store, (self.uri, self._retry_s)
 
     def child(self, key: str) -> S3Store:
-        return S3Store(self.locate(key), self._retry_s)
+        return S3Store(self.locate(check_key(key) if key else key), self._retry_s)
 
     def info(self, key: str) -> ObjectInfo | None:
         head = self._head(key)
@@ -103,8 +103,8 @@ class S3Store(Store):
         for page in self._pages(key):
             yield from (item["Key"][start:] for item in page.get("Contents", ()) if not item["Key"].endswith("/"))
 
-    def read(self, key: str) -> bytes:
-        return self._get(key)
+    def read(self, key: str, limit_bytes: int = OBJECT_LIMIT_BYTES) -> bytes:
+        return self._get(key, limit_bytes=limit_bytes)
 
     def write(self, key: str, data: Buffer) -> None:
         if memoryview(data).nbytes <= _PART_BYTES:
@@ -119,6 +119,7 @@ class S3Store(Store):
             raise
 
     def create(self, key: str, data: bytes) -> bool:
+        check_key(key)
         if not self._honours_conditions():
             return self._create_without_conditions(key, data)
         return self._put_new(key, data)
@@ -127,7 +128,8 @@ class S3Store(Store):
         self._call("delete_object", "delete", key, Key=self._key(key))
 
     def delete_tree(self, key: str) -> None:
-        names = [self._key(below) for below in self.walk(key)]
+        # Not by `_key`: what others have put there under odd names goes too.
+        names = [self._joined(below) for below in self.walk(key)]
         # Marks of folders go too: some servers make and list them by themselves, and would keep them.
         folders = {parent for name in names for parent in _parents(name) if parent.startswith(self._folder(key))}
         keys = names + sorted(folders, key=len, reverse=True)
@@ -154,6 +156,9 @@ class S3Store(Store):
     # Requests -----------------------------------------------------------------------------------------
 
     def _key(self, key: str) -> str:
+        return self._joined(check_key(key) if key else key)
+
+    def _joined(self, key: str) -> str:
         return "/".join(part for part in (self._prefix, key) if part)
 
     def _folder(self, key: str) -> str:
@@ -175,8 +180,15 @@ class S3Store(Store):
                 return
             following = {"ContinuationToken": page["NextContinuationToken"]}
 
-    def _get(self, key: str, first: int = 0, last: int | None = None, etag: str | None = None) -> bytes:
-        """Bytes first..last of an object, both included; the whole object by default."""
+    def _get(
+        self,
+        key: str,
+        first: int = 0,
+        last: int | None = None,
+        etag: str | None = None,
+        limit_bytes: int = OBJECT_LIMIT_BYTES,
+    ) -> bytes:
+        """Bytes first..last of an object, both included; the whole object by default, if it is within the limit."""
         options = {"Bucket": self._bucket, "Key": self._key(key)}
         if last is not None:
             options["Range"] = f"bytes={first}-{last}"
@@ -186,6 +198,7 @@ class S3Store(Store):
         async def get(connection: Any) -> bytes:
             answer = await connection._call_s3("get_object", **options)
             async with answer["Body"] as body:
+                check_size(self.locate(key), answer["ContentLength"], limit_bytes)
                 data = cast(bytes, await body.read())
             if len(data) != answer["ContentLength"]:
                 raise ConnectionError(f"{len(data)} of {answer['ContentLength']} bytes came")

@@ -6,14 +6,19 @@ by `cluster/s3.py`, both to Ray by `cluster/ray_filesystem.py`; callers import f
 
 A store is pickled as its URI. Credentials and endpoint come from the standard AWS chain of the process that
 uses it (`AWS_ENDPOINT_URL`, profile, instance role) and from nowhere else.
+
+What lies in a store may have been put there by anybody. Two guards stand here, for all who read: a key never
+leads out of its store, wherever it was taken from, and what is read whole has a size limit.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
@@ -29,16 +34,35 @@ from cluster.errors import InputError, MissingObjectError, StoreError
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # in collections.abc from Python 3.12 on
 
-__all__ = ["RETRY_S", "LocalStore", "ObjectInfo", "Store", "Writer", "open_store", "ray_filesystem"]
+__all__ = [
+    "DOCUMENT_LIMIT_BYTES",
+    "OBJECT_LIMIT_BYTES",
+    "RETRY_S",
+    "LocalStore",
+    "ObjectInfo",
+    "Store",
+    "Writer",
+    "check_key",
+    "check_size",
+    "open_store",
+    "ray_filesystem",
+]
 
 RETRY_S = 120.0
 """How long a transient error of the storage (timeout, 5xx, SlowDown, no connection) is tried again, in seconds."""
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it for the command of a job."""
+DOCUMENT_LIMIT_BYTES = 16 << 20
+"""Of a JSON document. The largest that this program writes, a `dataset.json` of 100,000 shards, has 16 MB."""
+
+OBJECT_LIMIT_BYTES = 4 << 30
+"""Of any object that is read whole into memory, where its reader gives no limit of its own."""
+
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _COPY_BYTES = 16 << 20
 _TEMPORARY = ".tmp-"
+_NOT_IN_KEYS = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
 @dataclass(frozen=True)
@@ -68,7 +92,7 @@ class Store(ABC):
     """A folder of objects. Keys are relative paths with `/`; "" is the folder itself.
 
     Every method raises StoreError where the storage fails, naming the place; MissingObjectError where an object
-    that is to be read is not there. Safe in threads and after a fork.
+    that is to be read is not there; InputError for a key that `check_key` refuses. Safe in threads and after a fork.
     """
 
     @property
@@ -113,8 +137,12 @@ class Store(ABC):
         """Keys of all objects at any depth under a key."""
 
     @abstractmethod
-    def read(self, key: str) -> bytes:
-        """The whole object."""
+    def read(self, key: str, limit_bytes: int = OBJECT_LIMIT_BYTES) -> bytes:
+        """The whole object.
+
+        Raises:
+            InputError: it is larger than the limit; nothing of it was read.
+        """
 
     @abstractmethod
     def write(self, key: str, data: Buffer) -> None:
@@ -147,6 +175,13 @@ class Store(ABC):
     def open_writer(self, key: str) -> Writer:
         """A stream that becomes the object when it is closed."""
 
+    def refuse_links_out(self, key: str) -> None:  # noqa: B027  (objects of a bucket are no links)
+        """Pass if no symbolic link leads out of the store on the way to a key.
+
+        Raises:
+            InputError: one does.
+        """
+
     def exists(self, key: str = "") -> bool:
         """Whether an object is there, or anything below a folder key."""
         return (bool(key) and self.info(key) is not None) or bool(self.entries(key))
@@ -156,11 +191,17 @@ class Store(ABC):
         return [entry.name for entry in self.entries(key)]
 
     def read_json(self, key: str) -> Any:
-        """The object as parsed JSON."""
+        """The object as parsed JSON.
+
+        Raises:
+            InputError: it is larger than any document of this program.
+            StoreError: it is not JSON, or nested deeper than can be parsed.
+        """
+        data = self.read(key, DOCUMENT_LIMIT_BYTES)
         try:
-            return json.loads(self.read(key))
-        except ValueError as error:
-            raise StoreError(f"{self.locate(key)} is damaged: not JSON ({error}).") from None
+            return json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{self.locate(key)} is damaged: not JSON that can be read ({error}).") from None
 
     def write_json(self, key: str, value: Any) -> None:
         """Replace the object with JSON text, whole."""
@@ -222,11 +263,22 @@ class LocalStore(Store):
         return True
 
     def child(self, key: str) -> LocalStore:
-        return LocalStore(self.root / key)
+        return LocalStore(self.path(key))
 
     def path(self, key: str = "") -> Path:
         """Where a key lies on this machine."""
-        return self.root / key if key else self.root
+        return self.root / check_key(key) if key else self.root
+
+    def refuse_links_out(self, key: str) -> None:
+        path = self.path(key)
+        with _mapped(path, "read"):
+            end = path.resolve()
+            inside = end.is_relative_to(self.root.resolve())
+        if not inside:
+            raise InputError(
+                f"{path} is a symbolic link that leads out of its folder, to {end}. Nothing outside a folder is read "
+                "on its behalf: put the file itself there."
+            )
 
     def info(self, key: str) -> ObjectInfo | None:
         path = self.path(key)
@@ -253,9 +305,12 @@ class LocalStore(Store):
             else:
                 yield below
 
-    def read(self, key: str) -> bytes:
-        with _mapped(self.path(key), "read"):
-            return self.path(key).read_bytes()
+    def read(self, key: str, limit_bytes: int = OBJECT_LIMIT_BYTES) -> bytes:
+        path = self.path(key)
+        with _mapped(path, "read"), _opened(path) as stream:
+            num_bytes = os.fstat(stream.fileno()).st_size
+            check_size(str(path), num_bytes, limit_bytes)
+            return stream.read(num_bytes)
 
     def write(self, key: str, data: Buffer) -> None:
         target = self.path(key)
@@ -285,7 +340,7 @@ class LocalStore(Store):
 
     def open_reader(self, key: str) -> BinaryIO:
         with _mapped(self.path(key), "read"):
-            return self.path(key).open("rb")
+            return _opened(self.path(key))
 
     def open_writer(self, key: str) -> Writer:
         return _LocalWriter(self.path(key))
@@ -318,6 +373,36 @@ class _LocalWriter:
         with suppress(OSError):
             self._stream.close()
         Path(self._name).unlink(missing_ok=True)
+
+
+def check_key(key: str) -> str:
+    """The key itself, if it leads to a place below its store.
+
+    Keys are taken from documents too, which anybody may have written.
+
+    Raises:
+        InputError: an absolute path, another URI, or one with `..`, backslashes or empty parts.
+    """
+    if not isinstance(key, str) or _NOT_IN_KEYS.search(key) or not {"", ".", ".."}.isdisjoint(key.split("/")):
+        raise InputError(
+            f"{str(key)[:200]!r} is no key of an object: keys are relative paths with / that stay in their folder. "
+            "If you did not type it, a document in the storage names it, which this program did not write: "
+            "copy the folder again from where it was made."
+        )
+    return key
+
+
+def check_size(where: str, num_bytes: int, limit_bytes: int) -> None:
+    """Pass if an object may be read whole.
+
+    Raises:
+        InputError: it is larger than the limit.
+    """
+    if num_bytes > limit_bytes:
+        raise InputError(
+            f"{where} has {disk.readable_bytes(num_bytes)}, and at most {disk.readable_bytes(limit_bytes)} of such an "
+            "object are read. This program did not write it: copy it again from where it was made."
+        )
 
 
 def open_store(uri: str, retry_s: float = RETRY_S) -> Store:
@@ -367,6 +452,14 @@ def _entry(path: Path) -> ObjectInfo | None:
     if path.is_dir():
         return ObjectInfo(path.name, is_folder=True)
     return ObjectInfo(path.name, status.st_size, status.st_mtime)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """For reading; a pipe would be waited for without an end, and a device read without one."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder says by itself what is wrong
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.open("rb")
 
 
 @contextmanager

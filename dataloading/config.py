@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from dataloading.picture_size import PIXEL_LIMIT
+
 __all__ = [
     "AugmentConfig",
     "DataConfig",
@@ -140,7 +142,7 @@ class PackConfig:
     near_duplicates: bool = True
     """Look for confirmed near-duplicates, mirrored ones too, and keep them on one side of a split."""
     max_pixels: int = 100_000_000
-    """A picture with more pixels is quarantined before it is decoded."""
+    """A picture with more pixels is quarantined before it is decoded; at most 2**28."""
     shard_mib: int = 64
     """Size of a shard, in MiB."""
     workers: int = 0
@@ -149,8 +151,8 @@ class PackConfig:
     def __post_init__(self) -> None:
         if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
             raise ValueError(f"pack.fractions must be above 0 and add up to 1, not {list(self.fractions)}")
-        if self.max_pixels < 1:
-            raise ValueError(f"pack.max_pixels must be 1 or more, not {self.max_pixels}")
+        if not 1 <= self.max_pixels <= PIXEL_LIMIT:
+            raise ValueError(f"pack.max_pixels must lie in 1..{PIXEL_LIMIT}, not {self.max_pixels}")
         if not 1 <= self.shard_mib <= 1024:
             raise ValueError(f"pack.shard_mib must lie in 1..1024 MiB, not {self.shard_mib}")
         if self.workers < 0 or self.seed < 0:

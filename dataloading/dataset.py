@@ -141,7 +141,7 @@ class DatasetInfo:
                 **{name: tuple(values[name]) for name in ("classes", "mean", "std", "fractions")},
             }
             return cls(**values)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{where}: dataset.json is damaged ({error}). Pack the source images again.") from None
 
 
@@ -153,8 +153,23 @@ class Dataset:
     info: DatasetInfo
 
     def read_manifest(self, columns: list[str] | None = None) -> pa.Table:
-        """The manifest's columns (all by default), in id order."""
-        return pq.read_table(io.BytesIO(self.store.read(MANIFEST_KEY)), columns=columns)
+        """The manifest's columns (all by default), in id order.
+
+        Raises:
+            InputError: it is no table, or not of the images that dataset.json counts.
+        """
+        where = self.store.locate(MANIFEST_KEY)
+        try:
+            file = pq.ParquetFile(io.BytesIO(self.store.read(MANIFEST_KEY)))
+            # From the end of the file, before anything is unpacked: a few bytes can stand for any number of rows.
+            if file.metadata.num_rows == self.info.num_images:
+                return file.read(columns)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{where} is damaged ({error}). Pack the source images again.") from None
+        raise InputError(
+            f"{where} has {file.metadata.num_rows:,} rows, but dataset.json counts {self.info.num_images:,} images. "
+            "Pack the source images again."
+        )
 
     def read_quarantine(self) -> pa.Table:
         """The rejected files, each with its reason."""
@@ -173,4 +188,6 @@ def open_dataset(uri: str) -> Dataset:
             f"data.uri {uri!r} holds no packed dataset (no {INFO_KEY}). "
             "Make one with `xdist-train pack IMAGES --out URI` and give that URI."
         )
+    for key in (INFO_KEY, MANIFEST_KEY, QUARANTINE_KEY):
+        store.refuse_links_out(key)
     return Dataset(store, DatasetInfo.from_json(store.read_json(INFO_KEY), store.uri))

@@ -11,15 +11,14 @@ Nothing in it is unpickled.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.config import dump_yaml, parse_layer
-from cluster.runs import CONFIG, METRICS, RUN, RunFolder
+from cluster.config import dump_yaml
+from cluster.runs import RUN, RunFolder, read_config, read_history
 from cluster.store import Store
 from tune_spaces.domains import label
 from tune_spaces.leaderboard import Leaderboard, Repeat, TrialRow, leaderboard_csv, leaderboard_parquet
@@ -80,10 +79,7 @@ def fetch_journal(folder: RunFolder, path: Path) -> None:
 
 def _epoch_figures(run: Store, metric: str) -> dict[int, float]:
     """The metric on val by epochs done, from a run's history; what is not a number is left out."""
-    if not run.exists(METRICS):
-        return {}
-    rows = (json.loads(line) for line in run.read(METRICS).splitlines())
-    figures = {row["epoch"] + 1: row.get(f"val_{metric}") for row in rows if row["kind"] == "epoch"}
+    figures = {row["epoch"] + 1: row.get(f"val_{metric}") for row in read_history(run) if row["kind"] == "epoch"}
     return {epochs: figure for epochs, figure in figures.items() if figure is not None and math.isfinite(figure)}
 
 
@@ -162,7 +158,7 @@ def best_recipe(run: Store, board: Leaderboard, config: Config) -> bytes:
         config: of the search, for what trials have otherwise.
     """
     record = run.read_json(RUN)
-    values = dict(parse_layer(run.read(CONFIG), run.locate(CONFIG)).values)
+    values = dict(read_config(run).values)
     for section in ("run", "storage"):
         del values[section]
     del values["loader"]["cache_dir"]

@@ -1,7 +1,7 @@
 """A packed dataset as a node sees it: verified shards, mapped into memory, and an index of each split.
 
     <cache>/<fingerprint>/          from `node_cache.py`; shards from `shards.py`
-      index-1-<split>-<name>.npy    one record an image, ordered by (label, id)
+      index-2-<split>-<name>-<of>.npy    one record an image, ordered by (label, id); `of` is of dataset.json
 
 A worker keeps no list of images: records and pictures are pages of mapped files that all workers of a node
 share. Local datasets are mapped where they lie.
@@ -24,11 +24,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cluster.config import digest
 from cluster.errors import InputError
 from dataloading.dataset import MANIFEST_KEY, SPLITS, Dataset
 from dataloading.loading.executor import Encoded
 from dataloading.loading.node_cache import Lease, cache_root, check_room, locked, take_folder
-from dataloading.loading.shards import REPACK, Progress, bring_shards, missing_bytes, read_batches, replace_file
+from dataloading.loading.shards import (
+    REPACK,
+    Progress,
+    bring_shards,
+    column_bytes,
+    missing_bytes,
+    read_batches,
+    replace_file,
+)
+from dataloading.picture_size import PIXEL_LIMIT
 from dataloading.splits import SPLIT_COLUMNS, split_of
 
 __all__ = ["RECORD", "Split", "cache_root", "count_classes", "count_images", "open_split", "require_room"]
@@ -41,7 +51,7 @@ RECORD = np.dtype(
 """One image in the index of a split; `row` is within the shard, sizes are pixels after EXIF orientation."""
 
 _FIELDS = RECORD.names or ()
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
 
 
 def open_split(
@@ -71,7 +81,7 @@ def open_split(
     folder, lease = take_folder(cache_dir, dataset.info.fingerprint, dataset.store.uri)
     with locked(folder):
         paths = bring_shards(dataset, folder, limit_bytes=int(limit_gib * 2**30), progress=progress)
-        index_path = folder / f"index-{_INDEX_VERSION}-{_slug(scheme)}-{name}.npy"
+        index_path = folder / f"index-{_INDEX_VERSION}-{_slug(scheme)}-{name}-{_info_digest(dataset)}.npy"
         if not index_path.exists():
             _write_index(index_path, _build_index(dataset, scheme, name))
     return Split(dataset, scheme, name, cache_dir, index_path, paths, lease)
@@ -220,19 +230,13 @@ class _Column:
     def of(cls, path: Path, name: str) -> _Column:
         columns = [batch.column(name) for batch in read_batches(path)]
         first_rows = [0, *accumulate(len(column) for column in columns)]
-        return cls(first_rows[:-1], [_buffers(column) for column in columns])
+        return cls(first_rows[:-1], [column_bytes(column) for column in columns])
 
     def bytes(self, row: int) -> Encoded:
         number = bisect_right(self.first_rows, row) - 1
         offsets, values = self.parts[number]
         place = row - self.first_rows[number]
         return values[offsets[place] : offsets[place + 1]]
-
-
-def _buffers(column: pa.LargeBinaryArray) -> tuple[Indices, Encoded]:
-    _, offsets, values = column.buffers()
-    bounds = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
-    return bounds, np.frombuffer(values or b"", np.uint8)  # a column of nulls has no bytes at all
 
 
 def _build_index(dataset: Dataset, scheme: str, name: str) -> npt.NDArray[Any]:
@@ -242,7 +246,37 @@ def _build_index(dataset: Dataset, scheme: str, name: str) -> npt.NDArray[Any]:
     records = np.empty(len(chosen), RECORD)
     for field in _FIELDS:
         records[field] = manifest.column(field).to_numpy()[chosen]
+    _check_records(dataset, records)
     return records[np.lexsort((records["id"], records["label"]))]
+
+
+def _check_records(dataset: Dataset, records: npt.NDArray[Any]) -> None:
+    """A record leads to bytes of a shard and says what is to be made of them: neither may lie outside what there is."""
+    rows = np.array([shard.rows for shard in dataset.info.shards], np.int64)
+    shards = records["shard"]
+    outside = (shards < 0) | (shards >= len(rows))
+    pixels = records["width"].astype(np.int64) * records["height"]
+    bounds = {
+        "shard": outside,
+        "row": (records["row"] < 0) | (records["row"] >= rows[np.where(outside, 0, shards)]),
+        "label": (records["label"] < 0) | (records["label"] >= len(dataset.info.classes)),
+        "width": (records["width"] < 1) | (records["height"] < 1) | (pixels > PIXEL_LIMIT),
+    }
+    for field, wrong in bounds.items():
+        if wrong.any():
+            image = records[int(wrong.argmax())]
+            size = f"{image['width']} x {image['height']} pixels"
+            raise InputError(
+                f"{dataset.store.locate(MANIFEST_KEY)}: image {image['id']} has {field} {image[field]} (shard "
+                f"{image['shard']}, row {image['row']}, label {image['label']}, {size}), which is not possible in a "
+                f"set of {len(rows)} shards, {len(dataset.info.classes)} classes and at most {PIXEL_LIMIT:,} pixels a "
+                f"picture. {REPACK}"
+            )
+
+
+def _info_digest(dataset: Dataset) -> str:
+    """Two sets may claim one fingerprint; neither is shown the other's index."""
+    return digest(dataset.info.to_json())[:16]
 
 
 def _read_manifest(dataset: Dataset) -> pa.Table:
@@ -264,8 +298,7 @@ def _chosen_rows(dataset: Dataset, manifest: pa.Table, scheme: str, name: str) -
 
 
 def _verify_manifest(dataset: Dataset) -> None:
-    digest = hashlib.sha256(dataset.store.read(MANIFEST_KEY)).hexdigest()
-    if digest != dataset.info.manifest_sha256:
+    if hashlib.sha256(dataset.store.read(MANIFEST_KEY)).hexdigest() != dataset.info.manifest_sha256:
         raise InputError(
             f"{dataset.store.locate(MANIFEST_KEY)} is not the manifest that dataset.json describes. {REPACK}"
         )

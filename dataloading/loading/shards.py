@@ -6,6 +6,10 @@
 
 Everything here can be deleted at any time and is made anew. Files are replaced whole, never truncated, since
 other workers have them mapped. The caller holds the folder's lock.
+
+A matching digest says that a file is the packer's, not that the packer was a friend. So each shard is read once in
+full before anybody maps it: offsets that leave their buffer and pictures that no memory holds are refused here, and
+the hot path need not look again.
 """
 
 from __future__ import annotations
@@ -17,25 +21,42 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from cluster import disk
 from cluster.errors import InputError
 from cluster.store import LocalStore
 from dataloading.dataset import SHARD_SCHEMA, Dataset, Shard, shard_key
+from dataloading.loading.executor import Encoded
 from dataloading.loading.node_cache import make_room
+from dataloading.picture_size import PIXEL_LIMIT, read_size
 
-__all__ = ["REPACK", "Progress", "bring_shards", "missing_bytes", "read_batches", "replace_file", "temporary_in"]
+__all__ = [
+    "REPACK",
+    "Progress",
+    "bring_shards",
+    "column_bytes",
+    "missing_bytes",
+    "read_batches",
+    "replace_file",
+    "temporary_in",
+]
 
+Offsets = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 """Called with (what is counted, done, total)."""
 
 REPACK = "Copy the dataset again from where it was packed, or pack the source images again (`xdist-train pack`)."
 
 _STAMPS = "verified.json"
+_CHECKS = 2
+"""Version of what `_verify` looks at: a file that an older program has checked is checked again."""
 _THREADS = 8
 _TEMPORARY = ".tmp-"
 
@@ -84,6 +105,7 @@ def _locate(dataset: Dataset, store: LocalStore, number: int) -> Path:
     path = store.path(shard_key(number))
     if not path.is_file():
         raise InputError(f"{path} is missing, though {dataset.store.uri} lists it. {REPACK}")
+    store.refuse_links_out(shard_key(number))
     return path
 
 
@@ -122,8 +144,10 @@ def _ensure_cached(dataset: Dataset, number: int, path: Path) -> None:
 
 def _fetch(dataset: Dataset, number: int, path: Path) -> None:
     key, shard = shard_key(number), dataset.info.shards[number]
-    if not dataset.store.exists(key):
+    found = dataset.store.info(key)
+    if found is None:
         raise InputError(f"{dataset.store.locate(key)} is missing, though dataset.json lists it. {REPACK}")
+    _check_bytes(dataset.store.locate(key), found.num_bytes, shard)  # room was made for so many
     with temporary_in(path.parent) as temporary:
         dataset.store.download(key, temporary)
         _verify(temporary, shard, dataset.store.locate(key))
@@ -136,7 +160,7 @@ def _stamp(path: Path, shard: Shard) -> dict[str, Any] | None:
         status = path.stat()
     except FileNotFoundError:
         return None
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": shard.sha256}
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": shard.sha256, "checks": _CHECKS}
 
 
 def _read_stamps(path: Path) -> dict[str, Any]:
@@ -147,13 +171,21 @@ def _read_stamps(path: Path) -> dict[str, Any]:
     return stamps if isinstance(stamps, dict) else {}
 
 
+def _check_bytes(where: str, num_bytes: int, shard: Shard) -> None:
+    if num_bytes != shard.bytes:
+        raise InputError(
+            f"{where} is damaged: it has {num_bytes:,} bytes, but dataset.json says {shard.bytes:,}. {REPACK}"
+        )
+
+
 def _verify(path: Path, shard: Shard, where: str = "") -> None:
-    """Bytes, then structure: a reader that trusts the offsets must never see others.
+    """Size, bytes, structure, pictures: a reader that trusts the offsets must never see others.
 
     Raises:
         InputError: the file is not the shard that was packed.
     """
     where = where or str(path)
+    _check_bytes(where, path.stat().st_size, shard)
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != shard.sha256:
@@ -165,11 +197,30 @@ def _verify(path: Path, shard: Shard, where: str = "") -> None:
         batches = read_batches(path)
         for batch in batches:
             batch.validate(full=True)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{where} is not a readable shard ({error}). {REPACK}") from None
     rows = sum(batch.num_rows for batch in batches)
     if rows != shard.rows or any(batch.schema != SHARD_SCHEMA for batch in batches):
         raise InputError(f"{where} is not a shard of {shard.rows} rows, as dataset.json says. {REPACK}")
+    _check_pictures(batches, where)
+
+
+def _check_pictures(batches: Sequence[pa.RecordBatch], where: str) -> None:
+    """By the offsets alone, as the hot path reads them; no bytes are no picture."""
+    first_rows = accumulate((batch.num_rows for batch in batches), initial=0)
+    for first_row, batch in zip(first_rows, batches, strict=False):
+        for name in ("image", "mask"):
+            bounds, values = column_bytes(batch.column(name))
+            for row, (start, stop) in enumerate(pairwise(bounds.tolist()), start=first_row):
+                size = read_size(values.data[start:stop]) if stop > start else (0, 0)
+                if size is None or size[0] * size[1] > PIXEL_LIMIT:
+                    raise InputError(f"{where}: the {name} in row {row} {_what_is_wrong(size)}. {REPACK}")
+
+
+def _what_is_wrong(size: tuple[int, int] | None) -> str:
+    if size is None:
+        return "is no JPEG or PNG as `pack` writes them"
+    return f"claims {size[0]:,} x {size[1]:,} pixels, and at most {PIXEL_LIMIT:,} in all are decoded"
 
 
 def read_batches(path: Path) -> list[pa.RecordBatch]:
@@ -177,6 +228,13 @@ def read_batches(path: Path) -> list[pa.RecordBatch]:
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
         return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+
+
+def column_bytes(column: pa.LargeBinaryArray) -> tuple[Offsets, Encoded]:
+    """(offsets int64 [rows + 1], bytes) of a column of encoded bytes, as views; a null is no bytes."""
+    _, offsets, values = column.buffers()
+    bounds = np.frombuffer(offsets, np.int64, column.offset + len(column) + 1)[column.offset :]
+    return bounds, np.frombuffer(values or b"", np.uint8)  # a column of nulls has no bytes at all
 
 
 def replace_file(path: Path, data: bytes) -> None:

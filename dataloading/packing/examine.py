@@ -15,7 +15,7 @@ from typing import cast
 import cv2
 import numpy as np
 
-from dataloading.packing.images import Picture, ReadImage, is_coloured, read_image
+from dataloading.packing.images import Picture, ReadImage, is_coloured, read_file, read_image
 from dataloading.packing.likeness import build_thumbnail, perceptual_hash
 from dataloading.packing.masks import read_mask
 from dataloading.packing.pixel_sums import PixelSums, sum_pixels
@@ -75,7 +75,7 @@ def examine_files(tasks: Sequence[Task]) -> list[Examined | str]:
 
 def _examine(task: Task) -> Examined | str:
     try:
-        data = task.path.read_bytes()
+        data = read_file(task.path)
         image = read_image(data, task.max_pixels)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
@@ -115,7 +115,7 @@ def _examine_mask(path: Path | None, width_px: int, height_px: int) -> tuple[byt
     if path is None:
         return None, None
     try:
-        return read_mask(path.read_bytes(), width_px, height_px), None
+        return read_mask(read_file(path), width_px, height_px), None
     except OSError as error:
         return None, f"cannot be read ({error.strerror})"
     except RejectedError as error:

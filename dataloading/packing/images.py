@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import cv2
@@ -26,11 +27,14 @@ from dataloading.packing.parsed import Parsed, check_depth
 from dataloading.packing.png import PNG_MAGIC, parse_png
 from dataloading.packing.rejection import NOT_AN_IMAGE, RejectedError
 
-__all__ = ["IMAGE_SUFFIXES", "Picture", "ReadImage", "is_coloured", "read_image"]
+__all__ = ["FILE_LIMIT_BYTES", "IMAGE_SUFFIXES", "Picture", "ReadImage", "is_coloured", "read_file", "read_image"]
 
 Picture = npt.NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"})
+
+FILE_LIMIT_BYTES = 1 << 30
+"""Of an image file: more than the largest picture has, uncompressed, in any format that is read."""
 
 _OTHER_FORMATS = ("BMP", "TIFF", "WEBP", "GIF")
 _GRAY_MODES, _COLOUR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "RGBX", "P", "PA", "YCbCr")
@@ -58,6 +62,19 @@ class ReadImage:
     data: bytes
     pixels: Picture
     parsed: Parsed
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an image file, if it is not larger than one can be.
+
+    Raises:
+        RejectedError: it is.
+        OSError: it cannot be read.
+    """
+    num_bytes = path.stat().st_size
+    if num_bytes > FILE_LIMIT_BYTES:
+        raise RejectedError(f"too large a file ({num_bytes:,} bytes, and {FILE_LIMIT_BYTES:,} are the most)")
+    return path.read_bytes()
 
 
 def read_image(data: bytes, max_pixels: int) -> ReadImage:

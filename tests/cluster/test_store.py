@@ -169,6 +169,14 @@ def test_errors_name_the_path(store: Store) -> None:
         store.read_json("torn")
 
 
+def test_what_is_too_large_is_not_read(store: Store) -> None:
+    """The limit is checked before the bytes come; an object of just that size is read."""
+    store.write("x", b"12345")
+    assert b"12345" == store.read("x", 5)
+    with pytest.raises(InputError, match=r"x has .* and at most"):
+        store.read("x", 4)
+
+
 def test_a_file_where_a_folder_must_be_is_an_error(tmp_path: Path) -> None:
     """On a disk a name is one or the other."""
     (tmp_path / "torn").write_bytes(b"")

@@ -10,9 +10,9 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from cluster.config import load_config, parse_layer
+from cluster.config import load_config
 from cluster.errors import InputError
-from cluster.runs import CONFIG, RUN, open_run
+from cluster.runs import RUN, open_run, read_config
 from cluster.store import Store
 from cluster.terminal import printable
 from dataloading.dataset import SPLITS
@@ -117,7 +117,7 @@ def _require_same_images(first: Store, mine: SplitAnswers, other: Store, theirs:
 def _patients(stores: Sequence[Store], answers: SplitAnswers) -> list[str] | None:
     """From the first run whose data set can still be read."""
     for store in stores:
-        config = load_config(Config, [parse_layer(store.read(CONFIG), store.locate(CONFIG))])
+        config = load_config(Config, [read_config(store)])
         patients = patients_of(config.data.uri, _record(store)["fingerprint"], answers.ids)
         if patients:
             return patients

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from cluster.config import load_config, parse_layer
+from cluster.config import load_config
 from cluster.errors import InputError
-from cluster.runs import CONFIG, RUN, evaluation_key, is_silent, predictions_key
+from cluster.runs import RUN, evaluation_key, is_silent, predictions_key, read_config
 from cluster.store import Store, open_store
 from cluster.world import World
 from dataloading.config import LoaderConfig
@@ -96,7 +96,7 @@ def run_evaluation(model_uri: str, split: str, data_uri: str = "") -> dict[str, 
     if is_run and record["status"] == "running" and not is_silent(record):
         raise InputError(f"{model_uri!r} is still running (see `xdist-train runs`). Evaluate it when it has ended.")
     model, description = load_model(model_uri)
-    config = load_config(Config, [parse_layer(store.read(CONFIG), store.locate(CONFIG))]) if is_run else None
+    config = load_config(Config, [read_config(store)]) if is_run else None
     if not (config or data_uri):
         raise InputError(f"{model_uri!r} is a bare model folder: say what to evaluate it on, --data DATASET.")
     dataset = open_dataset(data_uri or (config.data.uri if config else ""))

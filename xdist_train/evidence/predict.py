@@ -24,7 +24,7 @@ from dataloading.loading.augment import View, plain_view
 from dataloading.loading.batch import normalise
 from dataloading.loading.executor import ExecutorSpec, UndecodableError
 from dataloading.loading.opencv import OpenCVExecutor
-from dataloading.packing.images import read_image
+from dataloading.packing.images import read_file, read_image
 from dataloading.packing.rejection import RejectedError
 from xdist_train.evidence.inference import softmax
 from xdist_train.models.backbones import INPUT_CHANNELS
@@ -129,7 +129,7 @@ class _Classifier:
 def _read_picture(path: str | Path) -> _Picture:
     """The file, verified and cleaned as `pack` does it: the model sees what it would have seen packed."""
     try:
-        image = read_image(Path(path).read_bytes(), PackConfig().max_pixels)
+        image = read_image(read_file(Path(path)), PackConfig().max_pixels)
     except OSError as error:
         raise _not_an_image(path, error.strerror or str(error)) from None
     except RejectedError as error:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cluster.errors import InputError
@@ -19,6 +20,7 @@ from cluster.store import Store, open_store
 from xdist_train.config import ModelConfig
 from xdist_train.models.backbones import build_model
 from xdist_train.models.prior import PriorShift
+from xdist_train.models.tensors import WEIGHTS_LIMIT_BYTES, parse_tensors
 
 __all__ = [
     "DESCRIPTION_KEY",
@@ -112,7 +114,7 @@ class ModelDescription:
                 "prior": _prior_from_json(values["prior"]),
             }
             return cls(**{**values, **parts})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where}: the model's description is damaged ({error}).") from None
 
 
@@ -142,14 +144,16 @@ def load_model(uri: str) -> tuple[nn.Module, ModelDescription]:
         InputError: no model there, or one that is damaged.
     """
     folder, description = find_model(uri)
-    data = folder.read(WEIGHTS_KEY)
+    data = folder.read(WEIGHTS_KEY, WEIGHTS_LIMIT_BYTES)
     if hashlib.sha256(data).hexdigest() != description.weights_sha256:
         raise InputError(
             f"{folder.locate(WEIGHTS_KEY)} is not the file that {DESCRIPTION_KEY} describes (other sha256). "
             "It was damaged, or is being replaced by a running training; copy it again or wait for the run."
         )
+    tensors = parse_tensors(data, folder.locate(WEIGHTS_KEY))
+    _require_fit(description, tensors, folder.locate(WEIGHTS_KEY))
     model = build_model(description.model, len(description.classes))
-    _fill(model, data, folder.locate(WEIGHTS_KEY))
+    _fill(model, tensors, folder.locate(WEIGHTS_KEY))
     return model.eval(), description
 
 
@@ -194,14 +198,24 @@ def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return save({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()})
 
 
-def _fill(model: nn.Module, data: bytes, where: str) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+def _require_fit(description: ModelDescription, tensors: Mapping[str, Tensor], where: str) -> None:
+    """By shapes alone: a description may ask for a network that no memory holds, and its file has its size."""
+    with torch.device("meta"):
+        wanted = build_model(description.model, len(description.classes)).state_dict()
+    differ = [name for name in {**wanted, **tensors} if _shape(wanted.get(name)) != _shape(tensors.get(name))]
+    if differ:
+        shown = f"{differ[0]} is {_shape(tensors.get(differ[0]))}, described is {_shape(wanted.get(differ[0]))}"
+        raise InputError(f"{where}: the tensors do not fit the described model ({shown}).")
 
+
+def _shape(tensor: Tensor | None) -> list[int] | None:
+    return None if tensor is None else list(tensor.shape)
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     try:
-        tensors: dict[str, Tensor] = load(data)
         model.to(next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()))
         model.load_state_dict(tensors)
-    except (SafetensorError, RuntimeError, StopIteration) as error:
+    except (RuntimeError, StopIteration) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{where}: the tensors do not fit the described model ({reason}).") from None

@@ -23,6 +23,7 @@ from xdist_train.models.backbones import Backbone, Normalisation, find_backbone
 from xdist_train.models.export import DESCRIPTION_KEY, MODEL_FOLDER, WEIGHTS_KEY, ModelDescription
 from xdist_train.models.heads import find_head
 from xdist_train.models.pretrained import Pretrained, download_weights, install_hint, installed_weights
+from xdist_train.models.tensors import WEIGHTS_LIMIT_BYTES, parse_tensors
 
 __all__ = ["StoredWeights", "load_weights", "read_weights", "require_fit", "resolve_weights", "run_weights"]
 
@@ -72,10 +73,10 @@ def read_weights(store: Store, stored: StoredWeights) -> dict[str, Tensor]:
         StoreError: the object changed in the store.
         InputError: it is not a safetensors file.
     """
-    data = store.read(stored.key)
+    data = store.read(stored.key, WEIGHTS_LIMIT_BYTES)
     if hashlib.sha256(data).hexdigest() != stored.sha256:
         raise StoreError(f"{store.locate(stored.key)} is damaged (other sha256). Delete it and start again.")
-    return _parse(data, store.locate(stored.key))
+    return parse_tensors(data, store.locate(stored.key))
 
 
 def require_fit(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -168,8 +169,8 @@ def _other_weights(uri: str, store: Store) -> StoredWeights:
 def _copy(folder: Store, name: str, uri: str, store: Store) -> StoredWeights:
     if not folder.exists(name):
         raise InputError(f"model.weights {uri!r}: there is no such file.")
-    data = folder.read(name)
-    _parse(data, uri)
+    data = folder.read(name, WEIGHTS_LIMIT_BYTES)
+    parse_tensors(data, uri)
     return _put(store, data, uri, _described_normalisation(folder, hashlib.sha256(data).hexdigest()))
 
 
@@ -206,16 +207,6 @@ def _stored_from_json(values: Any, where: str) -> StoredWeights:
     except (KeyError, TypeError) as error:
         reason = f"{where} is damaged ({error}). Delete it and run `xdist-train weights` again."
         raise StoreError(reason) from None
-
-
-def _parse(data: bytes, where: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        return load(data)
-    except SafetensorError as error:
-        raise InputError(f"{where}: not a whole safetensors file ({error}).") from None
 
 
 def _misfit(name: str, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:

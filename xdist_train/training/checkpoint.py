@@ -5,28 +5,32 @@
     state.json          TrainState, and the optimiser's and scaler's plain values
     digest.json         sha256 and bytes of the other three; written last
 
-Knows folders and stores; which checkpoints are kept is Ray's work.
+What a checkpoint says of itself is not believed: which files it has, how large they may be and what fits the
+learner is decided here, and what it does not say so is damaged. Knows folders and stores; which checkpoints are
+kept is Ray's work.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cluster import disk
 from cluster.errors import StoreError, XdistError
-from cluster.store import Store
+from cluster.store import DOCUMENT_LIMIT_BYTES, Store
+from xdist_train.models.tensors import WEIGHTS_LIMIT_BYTES, read_tensors
 from xdist_train.training.learner import Learner
 from xdist_train.training.state import TrainState
 
@@ -36,12 +40,26 @@ __all__ = [
     "Snapshot",
     "Snapshots",
     "checkpoint_name",
+    "fetch_checkpoint",
     "load_checkpoint",
     "parse_checkpoint_name",
 ]
 
 _MODEL, _OPTIM, _STATE, _DIGEST = "model.safetensors", "optim.safetensors", "state.json", "digest.json"
+_FILES = (_MODEL, _OPTIM, _STATE, _DIGEST)
+_LIMITS = {
+    _MODEL: WEIGHTS_LIMIT_BYTES,
+    _OPTIM: 2 * WEIGHTS_LIMIT_BYTES,  # Adam's two moments
+    _STATE: 256 << 20,  # the history is in it
+    _DIGEST: DOCUMENT_LIMIT_BYTES,
+}
+"""Bytes that a file of a checkpoint may have; more is not even fetched."""
+# What values of another shape than a checkpoint's raise where they are used.
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 _NAME = re.compile(r"e(\d+)-s(\d+)-a(\d+)")
+
+
+logger = logging.getLogger(__name__)
 
 
 class DamagedCheckpointError(XdistError):
@@ -91,7 +109,7 @@ class Snapshot:
         try:
             with tempfile.TemporaryDirectory(prefix="xdist-checkpoint-") as folder:
                 self.write(Path(folder))
-                for key in (_MODEL, _OPTIM, _STATE, _DIGEST):
+                for key in _FILES:
                     store.upload(Path(folder) / key, key, moved)
         except SafetensorError as error:  # hides the operating system's
             raise StoreError(f"{tempfile.gettempdir()}: cannot write a checkpoint ({error}).") from error
@@ -135,6 +153,29 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
+def fetch_checkpoint(store: Store, folder: Path) -> None:
+    """The files of a checkpoint, and no others, from a store into an empty folder.
+
+    One that is missing or too large is left out, so that the checkpoint is refused by `load_checkpoint`.
+
+    Raises:
+        StoreError: the storage does not give them.
+        OSError: the folder cannot be written to.
+    """
+    for key in _FILES:
+        found = store.info(key)
+        if found is None:
+            continue
+        if found.num_bytes > _LIMITS[key]:
+            logger.warning(
+                "%s has %s, more than such a file of a checkpoint can have: it is not fetched",
+                store.locate(key),
+                disk.readable_bytes(found.num_bytes),
+            )
+            continue
+        store.download(key, folder / key)
+
+
 def load_checkpoint(folder: Path, learner: Learner) -> TrainState:
     """Verify a checkpoint and put it into the learner.
 
@@ -143,22 +184,37 @@ def load_checkpoint(folder: Path, learner: Learner) -> TrainState:
     """
     _verify(folder)
     try:
-        model, tensors = load_file(folder / _MODEL), load_file(folder / _OPTIM)
-        values = json.loads((folder / _STATE).read_text())
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DamagedCheckpointError(f"unreadable: {error}") from error
-    learner.load(model, _join_optimizer(tensors, values["optimizer"]), values["scaler"])
-    return TrainState.from_json(values["train"])
+        model, tensors = (read_tensors(folder / name, _LIMITS[name]) for name in (_MODEL, _OPTIM))
+        values = json.loads((folder / _STATE).read_bytes())
+        optimizer, scaler = _join_optimizer(tensors, values["optimizer"]), values["scaler"]
+        state = TrainState.from_json(values["train"])
+        _require_fit(model, learner)
+        learner.load(model, optimizer, scaler)
+    except _UNREADABLE as error:
+        raise DamagedCheckpointError(f"unreadable: {type(error).__name__}: {error}") from error
+    return state
+
+
+def _require_fit(model: Mapping[str, Tensor], learner: Learner) -> None:
+    """Before anything of the learner is overwritten."""
+    wanted = {name: tensor.shape for name, tensor in learner.model.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in model.items()}
+    if wanted != found:
+        names = sorted(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
+        raise ValueError(f"{_MODEL} holds another network ({', '.join(names[:3])})")
 
 
 def _verify(folder: Path) -> None:
+    """No file but a checkpoint's own is opened, whatever the digest names, and none that is too large."""
     try:
-        digests = json.loads((folder / _DIGEST).read_text())
-        wrong = [name for name, digest in digests.items() if _digest(folder / name) != digest]
-    except (OSError, ValueError) as error:
+        large = [name for name in _FILES if (folder / name).stat().st_size > _LIMITS[name]]
+        digests = {} if large else json.loads((folder / _DIGEST).read_bytes())
+        named = isinstance(digests, dict) and set(digests) == set(_FILES) - {_DIGEST}
+        wrong = [name for name in digests if _digest(folder / name) != digests[name]] if named else large or [_DIGEST]
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedCheckpointError(f"incomplete: {error}") from error
-    if wrong or set(digests) != {_MODEL, _OPTIM, _STATE}:
-        raise DamagedCheckpointError(f"{', '.join(wrong) or _DIGEST} is not what its digest says")
+    if wrong:
+        raise DamagedCheckpointError(f"{', '.join(wrong)} is not what its digest says")
 
 
 def _digest(path: Path) -> dict[str, Any]:

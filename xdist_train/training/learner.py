@@ -116,9 +116,9 @@ class Learner:
 
     def load(self, model: Mapping[str, Tensor], optimizer: dict[str, Any], scaler: dict[str, Any]) -> None:
         """The reverse of `state`; on every rank alike."""
-        self.model.load_state_dict(model)
-        self.optimizer.load_state_dict(optimizer)
+        self.optimizer.load_state_dict(optimizer)  # first, since it is the one that may refuse what it is given
         self.scaler.load_state_dict(scaler)
+        self.model.load_state_dict(model)
 
     def _part(self, batch: Batch) -> Tensor:
         """sum(w_i * l_i) of a micro batch."""

@@ -9,7 +9,9 @@ from datetime import datetime
 from typing import Any
 
 import torch
+from torch import nn
 
+from cluster.disk import readable_bytes
 from cluster.errors import InputError
 from cluster.runs import SEARCH, RunFolder
 from cluster.session import ClusterResources, on_each_node
@@ -21,6 +23,7 @@ from xdist_train.config import Config, identity
 from xdist_train.evidence.cams.request import check_method
 from xdist_train.models.backbones import build_model, check_model
 from xdist_train.models.losses import build_class_weights
+from xdist_train.models.tensors import WEIGHTS_LIMIT_BYTES
 from xdist_train.models.weights import StoredWeights, read_weights, require_fit, resolve_weights
 from xdist_train.training.node_check import NodeCheck
 from xdist_train.training.optim import build_schedule
@@ -150,6 +153,7 @@ def check_network(config: Config, num_classes: int) -> StoredWeights | None:
     with torch.device("meta"):
         model = build_model(config.model, num_classes)
     check_model(model, config.model.backbone, config.loader.image_size)
+    _check_weights_size(model, config.model.backbone)
     if config.cam.after:
         check_method(config.model, num_classes, config.cam, config.loader.image_size)
     store = open_store(config.storage.uri)
@@ -157,6 +161,16 @@ def check_network(config: Config, num_classes: int) -> StoredWeights | None:
     if weights:
         require_fit(model, read_weights(store, weights), weights.source)
     return weights
+
+
+def _check_weights_size(model: nn.Module, backbone: str) -> None:
+    """What a run writes at its end must be of a size that is read back."""
+    num_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if num_bytes > WEIGHTS_LIMIT_BYTES:
+        raise InputError(
+            f"model.backbone {backbone!r} has {readable_bytes(num_bytes)} of weights, and models of at most "
+            f"{readable_bytes(WEIGHTS_LIMIT_BYTES)} are read. Choose a smaller one."
+        )
 
 
 def already_finished(prepared: Prepared, config: Config) -> bool:

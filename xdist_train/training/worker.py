@@ -10,6 +10,7 @@ import importlib
 import logging
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from cluster.errors import InputError, RunFailedError, StoreRefusedError
-from cluster.runs import RunFolder, StaleDriverError
+from cluster.runs import CHECKPOINTS, RunFolder, StaleDriverError
 from cluster.store import RETRY_S, open_store
 from cluster.world import World
 from dataloading.dataset import open_dataset
@@ -29,7 +30,7 @@ from xdist_train.config import Config
 from xdist_train.models.export import load_model
 from xdist_train.models.weights import StoredWeights
 from xdist_train.training.assembly import Assembly
-from xdist_train.training.checkpoint import DamagedCheckpointError, parse_checkpoint_name
+from xdist_train.training.checkpoint import DamagedCheckpointError, fetch_checkpoint, parse_checkpoint_name
 from xdist_train.training.collectives import gather_values
 from xdist_train.training.gauges import RunGauges, run_label
 from xdist_train.training.loop import Saving, run_loop
@@ -146,7 +147,7 @@ def _train(order: WorkerOrder, world: World, pulse: Pulse, group: int, gauges: R
     )
     try:
         # 2. Where an earlier attempt stood.
-        state = _resume(order, assembly, world, attempt)
+        state = _resume(order, assembly, world, attempt, folder)
         state.add_seconds("start", time.perf_counter() - started)
         # 3. The loop.
         reporter = _RayReporter(order, assembly, folder, gauges)
@@ -194,13 +195,14 @@ def _agree_attempt(order: WorkerOrder, folder: RunFolder, world: World, group: i
     return attempt, group
 
 
-def _resume(order: WorkerOrder, assembly: Assembly, world: World, attempt: int) -> TrainState:
-    """Where an earlier attempt stood, as far as Ray knows of it."""
+def _resume(order: WorkerOrder, assembly: Assembly, world: World, attempt: int, folder: RunFolder) -> TrainState:
+    """Where an earlier attempt stood, as far as Ray knows of it; only what `keep` put there is fetched."""
     reported = {}
     for entry in ray.train.get_all_reported_checkpoints():
-        position = parse_checkpoint_name(Path(entry.checkpoint.path).name)
+        name = Path(entry.checkpoint.path).name
+        position = parse_checkpoint_name(name)
         if position is not None:
-            reported[position] = entry.checkpoint.to_directory
+            reported[position] = partial(fetch_checkpoint, folder.store.child(f"{CHECKPOINTS}/{name}"))
     return resume(reported, assembly.learner, world, f"{order.driver}-{attempt}")
 
 

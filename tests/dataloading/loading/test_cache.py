@@ -19,6 +19,7 @@ from dataloading.dataset import MANIFEST_KEY, Dataset, open_dataset, shard_key
 from dataloading.loading import shards
 from dataloading.loading.cache import Split, cache_root, open_split
 from dataloading.loading.node_cache import locked
+from tests.dataloading.loading.packed import stand_in
 
 
 def open_train(dataset: Dataset, cache_dir: Path) -> Split:
@@ -52,7 +53,7 @@ def test_rows_are_the_manifests_in_order_of_class(gray_dataset, tmp_path):
 
 def test_images_are_the_packed_bytes_without_a_copy(build_dataset, tmp_path):
     """`image` gives the bytes of its row, from any shard and record batch, as a view nobody can write to."""
-    images = [bytes([number]) * (number + 1) for number in range(17)]
+    images = [stand_in(bytes([number]) * (number + 1)) for number in range(17)]
     split = open_train(build_dataset(images, [0] * 17, rows_per_shard=7, rows_per_batch=3), tmp_path / "cache")
     assert [split.image(row).tobytes() for row in range(17)] == images
     assert not split.image(3).flags.writeable
@@ -113,9 +114,10 @@ def test_a_wrong_shard_with_the_right_digest_is_refused(gray_dataset, tmp_path):
 
 def test_offsets_that_leave_the_shard_are_refused(build_dataset, tmp_path):
     """Well-formed Arrow whose offsets lead elsewhere is found before a reader follows them."""
-    dataset = build_dataset([b"a" * 11, b"b" * 13, b"c" * 17], [0] * 3)
-    offsets = np.array([0, 11, 24, 41], np.int64).tobytes()
-    wrong = np.array([0, 11, 2400, 41], np.int64).tobytes()
+    images = [stand_in(bytes(count)) for count in (11, 13, 17)]
+    dataset = build_dataset(images, [0] * 3)
+    ends = np.cumsum([0, *map(len, images)])
+    offsets, wrong = ends.tobytes(), (ends + np.array([0, 0, 2400, 0])).tobytes()
     data = _shard_0(dataset).replace(offsets, wrong)
     assert data != _shard_0(dataset)
     dataset.store.path(shard_key(0)).write_bytes(data)
@@ -132,7 +134,7 @@ def _with_digest(dataset: Dataset, number: int, data: bytes) -> Dataset:
     import hashlib
 
     info = dataset.store.read_json("dataset.json")
-    info["shards"][number]["sha256"] = hashlib.sha256(data).hexdigest()
+    info["shards"][number] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     dataset.store.write_json("dataset.json", info)
     return open_dataset(dataset.store.uri)
 
@@ -149,7 +151,7 @@ def test_missing_shard_and_foreign_manifest_are_refused(gray_dataset, tmp_path):
 
 def test_an_empty_split_is_refused(build_dataset, tmp_path):
     """A split without images says how many the others have."""
-    dataset = build_dataset([b"x", b"y"], [0, 1], splits=["train", "val"])
+    dataset = build_dataset([stand_in(b"x"), stand_in(b"y")], [0, 1], splits=["train", "val"])
     with pytest.raises(InputError, match=r"no images for test \(train 1, val 1, test 0 images\)"):
         open_split(dataset, "patient", "test", tmp_path / "cache")
 

@@ -22,7 +22,7 @@ from dataloading.loading.batch import Batch
 from dataloading.loading.cache import Split, open_split
 from dataloading.loading.loader import BACKENDS, Loader, choose_backend
 from dataloading.loading.plan import Plan, Request, StepPlan, evaluation_requests, training_requests
-from tests.dataloading.loading.packed import encode_jpeg, speckled_picture
+from tests.dataloading.loading.packed import encode_jpeg, speckled_picture, stand_in
 
 CPU = torch.device("cpu")
 CONFIG = LoaderConfig(backend="opencv", image_size=48)
@@ -159,7 +159,7 @@ def test_no_thread_outlives_the_loader(split):
 def test_a_damaged_picture_is_named(build_dataset, tmp_path, backend):
     """The error gives the id in the manifest and the shard; the loader can go on with other rows."""
     images = [encode_jpeg(speckled_picture(n, 60, 50)) for n in range(9)]
-    images[7] = b"\xff\xd8 damaged"
+    images[7] = stand_in(b" damaged")
     split = open_split(build_dataset(images, [0] * 9), "patient", "train", tmp_path / "cache")
     with build(split, dataclasses.replace(CONFIG, backend=backend)) as loader:
         with pytest.raises(InputError, match=r"image id 7 \(train, shards/00001\.arrow\) cannot be decoded"):

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from cluster.config import load_config, parse_layer, parse_overrides
+from cluster.config import load_config, parse_overrides
 from cluster.errors import InputError
-from cluster.runs import CONFIG, RunFolder, cam_folder, is_silent, open_run
+from cluster.runs import RunFolder, cam_folder, is_silent, open_run, read_config
 from cluster.store import Store
 from dataloading.dataset import SPLITS, Dataset, open_dataset
 from dataloading.loading.cache import count_images
@@ -118,7 +118,7 @@ def _config(run: RunFolder, overrides: Sequence[str]) -> Config:
                 f"command line: {argument!r} is no setting of this command, which takes cam.KEY=VALUE; "
                 "all else is as the run was trained."
             )
-    return load_config(Config, [parse_layer(run.store.read(CONFIG), run.store.locate(CONFIG)), *layers])
+    return load_config(Config, [read_config(run.store), *layers])
 
 
 def _require_finished(run_uri: str, record: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cluster.errors import MissingObjectError
+from cluster.errors import InputError, MissingObjectError
+from dataloading.picture_size import PIXEL_LIMIT, read_size
 from xdist_train.evidence.page import text
 from xdist_train.evidence.report.reading import CamSummary
 
@@ -91,7 +92,7 @@ def _padded(lists: Sequence[list[Any]]) -> list[list[Any]]:
 def _shot(cam: CamSummary, entry: Mapping[str, Any], names: Mapping[int, str]) -> str:
     """One picture; empty where it is not there any more."""
     try:
-        plain, over = (_small(cam.store.read(entry[key])) for key in ("image", "overlay"))
+        plain, over = (_small(cam.store.read(entry[key]), cam.store.locate(entry[key])) for key in ("image", "overlay"))
     except MissingObjectError:
         return ""
     name = names.get(entry["id"], f"image {entry['id']}")
@@ -104,10 +105,13 @@ def _shot(cam: CamSummary, entry: Mapping[str, Any], names: Mapping[int, str]) -
     )
 
 
-def _small(data: bytes) -> str:
-    """A picture as a data address, its longest side made small."""
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_BGR)
-    assert picture is not None, "the job's own pictures decode"
+def _small(data: bytes, where: str) -> str:
+    """A picture as a data address, its longest side made small; what it is was said by a document, so look first."""
+    size = read_size(data)
+    is_sound = size is not None and size[0] * size[1] <= PIXEL_LIMIT
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_BGR) if is_sound else None
+    if picture is None:
+        raise InputError(f"{where} is not a picture that `xdist-train cam` drew. Run that again for this run.")
     scale = min(1.0, _LONGEST_PX / max(picture.shape[:2]))
     if scale < 1:
         picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cluster.config import load_config, parse_layer
+from cluster.config import load_config
 from cluster.errors import InputError, StoreError
-from cluster.runs import CAM_SUMMARY, CONFIG, METRICS, open_run
+from cluster.runs import CAM_SUMMARY, CONFIG, open_run, read_config, read_history
 from cluster.store import Store
 from dataloading.dataset import DatasetInfo, open_dataset
 from xdist_train.config import Config
@@ -92,8 +91,8 @@ def read_evidence(uri: str, *, real_names: bool) -> RunEvidence:
     """
     folder = open_run(uri)
     store, record = folder.store, folder.read_record()
+    config = load_config(Config, [read_config(store)])
     config_text = store.read(CONFIG).decode()
-    config = load_config(Config, [parse_layer(config_text.encode(), store.locate(CONFIG))])
     splits = [split for split in _SPLITS if f"evaluation/{split}.json" in record["complete"]]
     if not splits:
         raise InputError(
@@ -110,7 +109,7 @@ def read_evidence(uri: str, *, real_names: bool) -> RunEvidence:
         record=record,
         config=config,
         config_text=config_text,
-        history=_history(store),
+        history=read_history(store),
         answers=answers,
         patients=patients,
         info=info,
@@ -125,17 +124,6 @@ def _info(uri: str, fingerprint: str) -> DatasetInfo | None:
     except (InputError, StoreError):
         return None
     return info if info.fingerprint == fingerprint else None
-
-
-def _history(store: Store) -> list[dict[str, Any]]:
-    if not store.exists(METRICS):
-        return []
-    try:
-        return [json.loads(line) for line in store.read(METRICS).splitlines()]
-    except ValueError as error:
-        raise InputError(
-            f"{store.locate(METRICS)} cannot be read ({error}). Copy the run folder again from where it was trained."
-        ) from None
 
 
 def _cams(store: Store, record: dict[str, Any]) -> Iterator[CamSummary]:
