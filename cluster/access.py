@@ -30,16 +30,16 @@ def take_token() -> bool:
     return bool(authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False))
 
 
-def require_token(host: str, *, shows_token: bool) -> None:
-    """Pass if a cluster there has token authentication on, or is this machine's own.
+def require_token(host: str, *, is_on: bool, is_near: bool) -> None:
+    """Pass if a cluster there has token authentication on, or is near: this machine's own.
 
-    Ray listens to all of a machine's networks, whatever it is told (2.60), so without a token a cluster is for a
-    machine that nobody else can reach.
+    Near is a job API that answers at a loopback address. Of Ray itself no more can be asked than that it runs on this
+    machine: it listens to all of its networks, whatever it is told (2.60).
 
     Raises:
         InputError: anyone on the network could run code there.
     """
-    if not shows_token and not is_this_machine(host):
+    if not is_on and not is_near:
         raise InputError(
             f"the Ray cluster at {host} runs without authentication: anyone who reaches it can run code there. Start "
             "its nodes with RAY_AUTH_MODE=token and one token for all (once: `ray get-auth-token --generate`), and "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -39,12 +38,10 @@ def examine_there(address: str, places: Places, console: Console) -> list[Findin
     Raises:
         InputError: the cluster does not let this command in, or its head cannot run the program.
     """
-    with console.status("submitting ..."):
+    with console.status(f"a job of {address} is looking ..."):
         jobs = open_jobs(address)
         job_id = jobs.submit(["doctor", "--json", *_arguments(places)])
-        deadline = time.monotonic() + _LIMIT_S
-        while not (job := jobs.find(job_id)).has_ended and time.monotonic() < deadline:
-            time.sleep(0.5)
+        job = jobs.wait(job_id, _LIMIT_S)
         words = jobs.log(job_id)
     way = Finding(
         what=f"the way to {jobs.url}",

@@ -30,6 +30,7 @@ STOP_WAIT_S = 600
 """How long a job may take to end behind a checkpoint when it is asked to stop; then Ray kills it."""
 _ANSWER_S = 20.0
 _PROBE_S = 60.0
+_POLL_S = 0.3
 _PYTHON = ("python", "-P")  # what lies in the folder of the head is not imported
 _PROGRAM = "xdist_train"
 _PROBE_ID = "xdist-probe-"
@@ -115,6 +116,24 @@ class Jobs:
         with self._in_words(job_id):
             return _job(self._client.get_job_info(job_id))
 
+    def wait(self, job_id: str, limit_s: float) -> Job:
+        """A job when it has ended, or when the time is over.
+
+        Raises:
+            ClusterAwayError: no answer, and the time is over.
+        """
+        deadline = time.monotonic() + limit_s
+        while True:
+            is_over = time.monotonic() > deadline
+            try:
+                job = self.find(job_id)
+                if job.has_ended or is_over:
+                    return job
+            except ClusterAwayError:
+                if is_over:
+                    raise
+            time.sleep(_POLL_S)
+
     def list(self) -> list[Job]:
         """All jobs that were submitted, the newest first."""
         with self._in_words():
@@ -154,9 +173,7 @@ class Jobs:
         job_id = f"{_PROBE_ID}{secrets.token_hex(4)}"
         self._start(job_id, shlex.join([*_PYTHON, "-c", _PROBE]))
         try:
-            deadline = time.monotonic() + _PROBE_S
-            while not (job := self.find(job_id)).has_ended and time.monotonic() < deadline:
-                time.sleep(0.2)
+            job = self.wait(job_id, _PROBE_S)
             words = self.log(job_id).split()
         finally:
             self._forget(job_id)
@@ -206,7 +223,7 @@ def open_jobs(address: str = "") -> Jobs:
     url = _url(address)
     host = urlsplit(url).hostname or ""
     asked = _asks_for_token(url)
-    require_token(host, shows_token=asked)
+    require_token(host, is_on=asked, is_near=is_loopback(host))
     if asked and not shows_token:
         raise InputError(f"the cluster at {url} asks for a token, and there is none here. {TOKEN_HELP}")
     jobs = Jobs(_client(url), url)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.access import TOKEN_HELP, require_token, take_token
+from cluster.access import TOKEN_HELP, is_this_machine, require_token, take_token
 from cluster.errors import InputError
 
 __all__ = [
@@ -94,7 +94,8 @@ def _init(ray: Any) -> None:
         _probe(address)
         if address != "local" and (address or _runs_here()):
             target = _target(address)
-            require_token(target.rpartition(":")[0], shows_token=take_token())
+            host = target.rpartition(":")[0]
+            require_token(host, is_on=take_token(), is_near=is_this_machine(host))
             _knock(target)
             ray.init(address=address or "auto", runtime_env=_runtime_environment(), **quiet)
         else:

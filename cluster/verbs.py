@@ -111,14 +111,15 @@ def stop(job: _JobId, address: _Address = "") -> None:
 
     Example: xdist-train stop train-20261126-101500-1a2b
     """
+    from cluster.jobs import STOP_WAIT_S
+
     jobs, console = _open(address)
     if not jobs.stop(job):
         typer.echo(f"{job} had ended before: {jobs.find(job).status.lower()}.")
         return
     console.print(_stopping(job), highlight=False, markup=False, soft_wrap=True)
-    from cluster.follow import follow
-
-    ended = follow(jobs, job, console)
+    with console.status("waiting for its end ..."):
+        ended = jobs.wait(job, 1.5 * STOP_WAIT_S)
     typer.echo(f"{job}: {ended.status.lower()}.")
 
 

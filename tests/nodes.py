@@ -193,7 +193,8 @@ class Nodes:
                 "--head",
                 "--port=0",
                 dashboard,
-                f"--dashboard-host={self._dashboard_host}",
+                # on a host of its own, as KubeRay has it
+                f"--dashboard-host={'0.0.0.0' if host else '127.0.0.1'}",
                 f"--dashboard-port={self._dashboard_port}",
                 f"--ray-client-server-port={self.client_port}",
             ]

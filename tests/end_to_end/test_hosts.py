@@ -158,21 +158,27 @@ def test_the_doctor_of_another_host_finds_the_network(cluster: Nodes, hosts: lis
 
 
 def test_an_open_cluster_on_another_host_is_refused(hosts: list[Host], tmp_path: Path) -> None:
-    """Without authentication a cluster is for its own machine: neither jobs nor drivers go to it from elsewhere."""
+    """Without authentication a cluster is for its own machine: neither jobs nor drivers go to it over a network.
+
+    On that machine itself, jobs go by the loopback address alone.
+    """
     nodes = Nodes(tmp_path, include_dashboard=True)
     try:
         nodes.add(1, head=True, host=hosts[-1])
         job = xdist_train("submit", "--address", nodes.dashboard, "--", "train", "demo")
         driver = xdist_train("doctor", RAY_ADDRESS=nodes.address)
-        inside = subprocess.run(
-            [*hosts[-1].inside, *COMMAND, "status", "--address", nodes.dashboard],
-            env={**os.environ, "RAY_AUTH_MODE": "disabled"},
-            capture_output=True,
-            text=True,
-            check=False,
+        by_network, by_loopback = (
+            subprocess.run(
+                [*hosts[-1].inside, *COMMAND, "status", "--address", address],
+                env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            for address in (nodes.dashboard, f"http://127.0.0.1:{nodes.dashboard.rpartition(':')[2]}")
         )
     finally:
         nodes.stop()
-    for done in (job, driver):
+    for done in (job, driver, by_network):
         assert (2, True) == (done.returncode, "runs without authentication" in done.stderr), done.stderr
-    assert (0, True) == (inside.returncode, "no jobs" in inside.stdout), inside.stderr
+    assert (0, True) == (by_loopback.returncode, "no jobs" in by_loopback.stdout), by_loopback.stderr

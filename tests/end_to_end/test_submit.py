@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import secrets
 import shutil
@@ -239,6 +240,8 @@ def test_a_job_outlives_its_follower_and_stops_behind_a_checkpoint(
         assert f"{job} goes on." in follower.said()
         told = xdist_train("status", job, "--address", address, "--json", **head.with_token)
         assert "RUNNING" == json.loads(told.stdout)[0]["status"]
+        shown = _answer_at_a_terminal(["logs", job, "--address", address], "no", head.with_token)
+        assert (0, True) == (shown[0], f"{job} goes on." in shown[1]), shown
         stopped = xdist_train("stop", job, "--address", address, **head.with_token)
         assert (0, True) == (stopped.returncode, f"{job}: stopped." in stopped.stdout), stopped.stdout + stopped.stderr
         again = xdist_train("logs", job, "--address", address, **head.with_token)
@@ -249,6 +252,48 @@ def test_a_job_outlives_its_follower_and_stops_behind_a_checkpoint(
     record = open_store(f"{tmp_path}/runs/long").read_json("run.json")
     assert "stopped" == record["status"]
     assert [path.name for path in (tmp_path / "runs/long/checkpoints").glob("e*")]
+
+
+def test_ctrl_c_may_stop_the_job(head: Nodes, where: list[str], tmp_path: Path) -> None:
+    """At a terminal it asks; after a yes the log goes on to the job's end behind a checkpoint, and the code is 75."""
+    submission = [
+        "submit",
+        "--address",
+        head.dashboard,
+        "--",
+        "train",
+        "demo",
+        *where,
+        *SMALL,
+        *_LONG,
+        "run.name=asked",
+    ]
+    code, said = _answer_at_a_terminal(submission, "y", head.with_token)
+    assert (75, True) == (code, "behind a checkpoint" in said.partition("is asked to stop")[2]), said
+    assert re.search(r"epoch 1/200  step \d/", said), "the live line of a run here"
+    assert "stopped" == open_store(f"{tmp_path}/runs/asked").read_json("run.json")["status"]
+
+
+def _answer_at_a_terminal(command: list[str], answer: str, environment: dict[str, str]) -> tuple[int, str]:
+    """Exit code and screen of a command that is interrupted in the second epoch and then answered."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, *command], env={**os.environ, **environment, "COLUMNS": "140"}, stdin=its, stdout=its, stderr=its
+    )
+    os.close(its)
+    said = ""
+    try:
+        with suppress(OSError):  # the other end is closed
+            while piece := os.read(ours, 65536).decode(errors="replace"):
+                before, said = said, said + piece
+                if "epoch 2: " in said and "epoch 2: " not in before:
+                    process.send_signal(signal.SIGINT)
+                if "[y/N]" in said and "[y/N]" not in before:
+                    os.write(ours, f"{answer}\n".encode())
+        return process.wait(60), said
+    finally:
+        os.close(ours)
+        process.kill()
 
 
 @pytest.mark.parametrize("token", ["", "wrong"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from xdist_train.cli import main
 
 _COMMAND = [str(Path(sys.executable).with_name("xdist-train"))]
-_VERBS = ["demo", "evaluate", "look", "pack", "phantom", "predict", "runs", "train", "weights"]
+_VERBS = sorted(point.name for point in entry_points(group="xdist_train.verbs"))
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
