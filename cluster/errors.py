@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = [
     "InputError",
     "MissingObjectError",
+    "NoRoomError",
     "RunFailedError",
     "StoppedError",
     "StoreError",
@@ -26,6 +27,10 @@ class InputError(XdistError, ValueError):
     """What the user gave cannot be used: configuration, data, names, files. Nothing was written."""
 
     exit_code = 2
+
+
+class NoRoomError(InputError):
+    """More was asked for than the cluster has; with another node it may do."""
 
 
 class StoreError(XdistError):

@@ -93,7 +93,7 @@ class Nodes:
         if token:
             self.token_file.touch(0o600)
             self.token_file.write_text(token)
-            quiet |= self.with_token
+            quiet |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}  # as KubeRay gives it to its pods
         # jobs and the installation of what comes with them find `python` and `pip`
         path = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
         self._environment = {**inherited, "PATH": path, **quiet, **(environment or {})}

@@ -317,11 +317,8 @@ def _run(ray: Any, search: Search, view: SearchView, wish: StopWish, command: st
                 told = True
         _show(ray, search, board, view)
     except ray.exceptions.RayActorError as error:
-        raise RunFailedError(
-            "lost_board",
-            f"the search's helper process was lost ({' '.join(str(error).split())[:200]}). The same command with "
-            f"run.name={search.plan.name} run.resume=must goes on.",
-        ) from None
+        search.trouble = f"its helper process was lost ({' '.join(str(error).split())[:200]})"
+        _end_stopped(search)
 
 
 def _show(ray: Any, search: Search, board: Any, view: SearchView) -> None:

@@ -167,6 +167,7 @@ def best_recipe(run: Store, board: Leaderboard, config: Config) -> bytes:
     values["train"]["micro_batch_size"] = record["micro_batch_size"]
     row = board.row(run.name)
     assert row is not None
+    values["scale"]["use_gpu"] = row.values.get("scale.use_gpu", config.scale.use_gpu)
     figure = f"{board.metric} {row.figure:.4f} on val" if row.figure is not None else "no figure"
     head = (
         f"# xdist-train train {BEST}\n"

@@ -72,12 +72,17 @@ class Plan:
         return not self.located.outside and values == self.located.values
 
     def trial_config(self, name: str, values: Mapping[str, Any], *, seed: int | None = None) -> Config:
-        """A trial's configuration: not evaluated on test, resumable, and patient where others use the cluster too."""
+        """A trial's configuration: not evaluated on test, resumable, and patient where others use the cluster too.
+
+        On what all trials run is decided once: a GPU that is away for a while must not make a trial run without.
+        """
         layers = [Layer(f"recipe {self.recipe}", to_dict(self.config)), values_layer(values, f"trial {name}")]
         config = load_config(Config, layers)
         train = config.train if seed is None else replace(config.train, seed=seed)
         run = replace(config.run, name=name, resume="auto")
-        scale = config.scale if config.scale.wait_s else replace(config.scale, wait_s=_WAIT_S)
+        scale = replace(config.scale, wait_s=config.scale.wait_s or _WAIT_S)
+        if scale.use_gpu == "auto" and config.scale == self.config.scale:
+            scale = replace(scale, use_gpu="yes" if self.use_gpu else "no")
         evaluate, cam = replace(config.evaluate, test=False), replace(config.cam, after=False)
         return replace(config, run=run, train=train, scale=scale, evaluate=evaluate, cam=cam)
 

@@ -10,7 +10,7 @@ import ray
 from ray import tune
 from rich.console import Console
 
-from cluster.errors import RunFailedError, StoppedError, StoreError, XdistError
+from cluster.errors import NoRoomError, RunFailedError, StoppedError, StoreError, XdistError
 from cluster.store import open_store
 from tune_spaces.board import EPOCH, FIGURE, TRIAL
 from xdist_train.config import Config
@@ -52,6 +52,8 @@ def run_trial(values: dict[str, Any], *, board: Any) -> None:
         return  # its run.json says so
     except XdistError as error:
         ray.get(board.tell.remote(order.name, f"{_kind(error)}: {error}"))
+    except ray.exceptions.RayError as error:  # its monitor went, with the node or for want of memory
+        ray.get(board.tell.remote(order.name, f"lost_workers: {' '.join(str(error).split())[:300]}"))
     except Exception as error:  # noqa: BLE001 - the trial's entry point; the search goes on with another
         traceback.print_exc()
         ray.get(board.tell.remote(order.name, f"defect: {type(error).__name__}: {error}"))
@@ -60,6 +62,8 @@ def run_trial(values: dict[str, Any], *, board: Any) -> None:
 def _kind(error: XdistError) -> str:
     if isinstance(error, RunFailedError):
         return error.kind
+    if isinstance(error, NoRoomError):  # the search had checked it: a node is away
+        return "no_room"
     return "storage" if isinstance(error, StoreError) else "bad_input"
 
 

@@ -6,13 +6,22 @@ import pickle
 
 import pytest
 
-from cluster.errors import InputError, MissingObjectError, RunFailedError, StoppedError, StoreError, XdistError
+from cluster.errors import (
+    InputError,
+    MissingObjectError,
+    NoRoomError,
+    RunFailedError,
+    StoppedError,
+    StoreError,
+    XdistError,
+)
 from cluster.runs import StaleDriverError
 from dataloading.loading.executor import UndecodableError
 from xdist_train.training.checkpoint import DamagedCheckpointError
 
 _ERRORS = [
     InputError("a"),
+    NoRoomError("a"),
     StoreError("b"),
     MissingObjectError("b"),
     RunFailedError("kind", "c"),

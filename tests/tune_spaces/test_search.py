@@ -470,3 +470,15 @@ def test_a_search_that_was_taken_over_writes_nothing_more(tmp_path: Path) -> Non
     open_search(tmp_path)
     with pytest.raises(StaleDriverError, match="search 's' was taken over"):
         search.publish()
+
+
+@pytest.mark.parametrize(("hours", "expected"), [(0.0, "no"), (1.0, "yes")])
+def test_on_what_trials_run_is_decided_once(hours: float, expected: str, tmp_path: Path) -> None:
+    """A GPU that is away for a while makes no trial run without; `best.yaml` leaves the choice to its machine again."""
+    search = open_search(tmp_path, "scale.use_gpu=auto", gpu_hours=hours, trials=1)
+    assert "auto" == search.plan.config.scale.use_gpu
+    task = search.next()
+    assert task is not None
+    assert expected == task.config.scale.use_gpu
+    run_task(search, task)
+    assert "use_gpu: auto" in search.folder.store.read("best.yaml").decode()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cluster.disk import readable_bytes
-from cluster.errors import InputError
+from cluster.errors import InputError, NoRoomError
 from cluster.runs import SEARCH, RunFolder
 from cluster.session import ClusterResources, on_each_node
 from cluster.store import Store, open_store
@@ -190,7 +190,7 @@ def check_fit(config: Config, dataset: Dataset, resources: ClusterResources) -> 
         wanted["GPU"] = (scale.least, resources.gpus)
     for kind, (need, have) in wanted.items():
         if need > have:
-            raise InputError(
+            raise NoRoomError(
                 f"scale.num_workers={scale.least} (scale.cpus_per_worker={scale.cpus_per_worker}) "
                 f"need {need:g} {kind}s, but the cluster has {have:g} on {resources.nodes} node(s). "
                 "Use fewer workers, or add nodes."
