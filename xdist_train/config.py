@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cluster.config import Layer, digest, load_config, parse_overrides, read_layer, to_dict
 from cluster.errors import InputError
 from dataloading.config import AugmentConfig, DataConfig, LoaderConfig, SamplerConfig
+
+Metric = Literal["loss", "accuracy", "balanced_accuracy", "macro_f1", "mcc", "auroc_macro"]
+"""A figure on val at an epoch's end."""
 
 __all__ = [
     "CamConfig",
@@ -134,18 +137,18 @@ class OptimConfig:
 class ScheduleConfig:
     """How the learning rate moves."""
 
-    name: Literal["constant", "step", "cosine", "plateau"] = "cosine"
-    """Rule."""
+    name: Literal["constant", "step", "cosine", "plateau", "exhausted_loss"] = "cosine"
+    """Rule; `exhausted_loss` drops where early stopping finds the loss alone exhausted, and begins that anew."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from 0, before any rule."""
     step_epochs: int = 4
     """`step`: epochs between two drops."""
     gamma: float = 0.1
-    """`step` and `plateau`: factor of a drop."""
+    """`step`, `plateau` and `exhausted_loss`: factor of a drop."""
     patience: int = 3
     """`plateau`: epochs without improvement of the loss on val before a drop."""
     min_factor: float = 0.0
-    """Least factor that `cosine` ends at and `plateau` drops to."""
+    """Least factor that `cosine` ends at and the others drop to."""
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma <= 1:
@@ -163,9 +166,20 @@ class EarlyStoppingConfig:
     """Epochs without improvement of `train.metric` before the run stops; 0 never stops early."""
     min_delta: float = 0.0
     """Least change that counts as improvement."""
+    watch: tuple[str, ...] = ()
+    """Figures on val that must all have stopped improving, e.g. [loss,accuracy]; empty is `train.metric` alone."""
+    smoothing: float = 0.0
+    """Share of the past in each figure's moving average, by which improvement is judged; 0 is each epoch by itself."""
 
     def __post_init__(self) -> None:
         at_least("early_stopping", self, patience=0, min_delta=0)
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"early_stopping.smoothing must lie in 0..1 (below 1), not {self.smoothing}")
+        unknown = [name for name in self.watch if name not in get_args(Metric)]
+        if unknown:
+            raise ValueError(f"early_stopping.watch: {unknown[0]!r} is none of {', '.join(get_args(Metric))}")
+        if len(set(self.watch)) != len(self.watch):
+            raise ValueError(f"early_stopping.watch names a figure twice: {list(self.watch)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +202,7 @@ class TrainConfig:
     """Run the model through torch.compile."""
     clip_norm: float = 0.0
     """Largest global norm of the gradient; 0 does not clip."""
-    metric: Literal["loss", "accuracy", "balanced_accuracy", "macro_f1", "mcc", "auroc_macro"] = "balanced_accuracy"
+    metric: Metric = "balanced_accuracy"
     """Figure on val that selects the best epoch."""
     seed: int = 0
     """Seed of order, augmentation, initial weights and dropout."""
@@ -361,6 +375,16 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     cam: CamConfig = field(default_factory=CamConfig)
 
+    def __post_init__(self) -> None:
+        stopping = self.early_stopping
+        if self.schedule.name == "exhausted_loss" and not (
+            stopping.patience and "loss" in stopping.watch and len(stopping.watch) > 1
+        ):
+            raise ValueError(
+                "schedule.name exhausted_loss needs early_stopping.patience above 0, and loss and another figure in "
+                f"early_stopping.watch, not {list(stopping.watch)}"
+            )
+
 
 def narrow(config: Config) -> Config:
     """What a run is told, of a configuration that says more (a demo's, a search's)."""
@@ -377,8 +401,8 @@ _NOT_IDENTITY_TRAIN_KEYS = ("log_every_steps", "compile", "channels_last")
 def identity(config: Config, fingerprint: str, micro_batch_size: int) -> dict[str, Any]:
     """What makes two launches the same run, as dotted keys and plain values.
 
-    Scale, storage, checkpoints, patience and the run's name are not part of it. `train.epochs` is left out where
-    the schedule does not depend on it, so that such a run may be lengthened.
+    Scale, storage, checkpoints, patience (unless it drives the learning rate) and the run's name are not part of it.
+    `train.epochs` is left out where the schedule does not depend on it, so that such a run may be lengthened.
     """
     values = to_dict(config)
     flat = {f"{section}.{key}": value for section in _IDENTITY_SECTIONS for key, value in values[section].items()}
@@ -389,6 +413,8 @@ def identity(config: Config, fingerprint: str, micro_batch_size: int) -> dict[st
         del flat[f"train.{key}"]
     if config.schedule.name != "cosine":
         del flat["train.epochs"]
+    if config.schedule.name == "exhausted_loss":
+        flat |= {f"early_stopping.{key}": value for key, value in values["early_stopping"].items()}
     return flat
 
 

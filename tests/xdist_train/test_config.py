@@ -53,3 +53,28 @@ def test_run_names_are_plain_folder_names(name: str) -> None:
     """A name cannot leave the storage folder."""
     with pytest.raises(InputError, match=r"run\.name"):
         resolve_config("demo", [f"run.name={name}"])
+
+
+_DRIVEN = ("schedule.name=exhausted_loss", "early_stopping.watch=[loss,accuracy]", "early_stopping.patience=6")
+
+
+def test_patience_that_drives_the_rate_is_identity() -> None:
+    """It decides the result then, and may not change when a run goes on."""
+    assert _digest(*_DRIVEN) != _digest(*_DRIVEN, "early_stopping.smoothing=0.8")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["early_stopping.watch=[loss,f1]"],
+        ["early_stopping.watch=[loss,loss]"],
+        ["early_stopping.smoothing=1"],
+        ["schedule.name=exhausted_loss"],
+        [*_DRIVEN, "early_stopping.watch=[loss]"],
+        [*_DRIVEN, "early_stopping.patience=0"],
+    ],
+)
+def test_what_cannot_be_watched_is_refused(overrides: list[str]) -> None:
+    """Unknown or doubled figures, a past that never fades, a rate that would never drop."""
+    with pytest.raises(InputError, match=r"early_stopping\.(watch|smoothing|patience)"):
+        resolve_config("demo", overrides)

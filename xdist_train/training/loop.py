@@ -322,9 +322,10 @@ class _Run:
         """Selection, patience and plateau hear the epoch's figures; whether the epoch is the best so far."""
         job, state = self.job, self.state
         value = figures[job.train.metric]
-        verdict = self.stopping.update(value)
-        job.schedule.end_epoch(figures["loss"])
+        verdict = self.stopping.update(figures)
         state.stopped_early = verdict.stop
+        if job.schedule.end_epoch(figures["loss"], verdict.exhausted):
+            self.stopping.begin_anew()
         if verdict.improved:
             state.selection = Selection(epoch=state.epoch, step=step, metric=job.train.metric, value=value)
         return verdict.improved

@@ -6,6 +6,7 @@ A schedule is a pure function of the step's number, but for `plateau`, whose few
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -85,6 +86,7 @@ class Schedule:
             "step": self._step,
             "cosine": self._cosine,
             "plateau": self._plateau_factor,
+            "exhausted_loss": self._plateau_factor,
         }
         self._rule = rules[config.name]
         self._plateau = _PlateauState()
@@ -97,16 +99,30 @@ class Schedule:
         warmup = min(1.0, (step_global + 1) / self._warmup_steps) if self._warmup_steps else 1.0
         return warmup * self._rule(step_global)
 
-    def end_epoch(self, val_loss: float) -> None:
-        """Tell the loss on val at an epoch's end; only `plateau` listens. NaN counts as no improvement."""
+    def end_epoch(self, val_loss: float, exhausted: Collection[str] = ()) -> bool:
+        """Tell the loss on val at an epoch's end, and the figures whose patience is used up.
+
+        `plateau` listens to the loss (NaN counts as no improvement), `exhausted_loss` to early stopping: it drops
+        where the loss alone improves no more. Returns whether early stopping is to begin anew for that.
+        """
+        by_patience = self._config.name == "exhausted_loss"
+        drops = tuple(exhausted) == ("loss",) if by_patience else self._is_flat(val_loss)
+        if drops:
+            state = self._plateau
+            state.factor = max(state.factor * self._config.gamma, self._config.min_factor)
+        return drops and by_patience
+
+    def _is_flat(self, val_loss: float) -> bool:
+        """Whether the loss has not improved for `patience` epochs; then they are counted anew."""
         state = self._plateau
         if math.isfinite(val_loss) and (state.best is None or val_loss < state.best):
             state.best, state.bad_epochs = val_loss, 0
         else:
             state.bad_epochs += 1
-        if state.bad_epochs >= max(1, self._config.patience):
-            state.factor = max(state.factor * self._config.gamma, self._config.min_factor)
-            state.bad_epochs = 0
+        if state.bad_epochs < max(1, self._config.patience):
+            return False
+        state.bad_epochs = 0
+        return True
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""

@@ -158,3 +158,19 @@ def test_a_warmup_as_long_as_the_run_is_refused() -> None:
     """Nothing would be left for the rule."""
     with pytest.raises(InputError, match=r"schedule\.warmup_epochs=3 .*train\.epochs=3"):
         build_schedule(ScheduleConfig(warmup_epochs=3), 10, 3)
+
+
+def test_the_rate_drops_where_the_loss_alone_is_exhausted() -> None:
+    """Not for accuracy, not for both (which ends the run), not below the least factor; patience begins anew with it."""
+    schedule = build_schedule(ScheduleConfig(name="exhausted_loss", gamma=0.1, min_factor=0.01), 1, 99)
+    rows: list[tuple[str, ...]] = [(), ("accuracy",), ("loss",), ("loss", "accuracy"), ("loss",), ("loss",)]
+    anew = [schedule.end_epoch(1.0, exhausted) for exhausted in rows]
+    assert [False, False, True, False, True, True] == anew
+    assert pytest.approx(0.01) == schedule.factor(0)
+
+
+def test_a_plateau_leaves_early_stopping_alone() -> None:
+    """Its drop is no reason to be patient again."""
+    schedule = build_schedule(ScheduleConfig(name="plateau", patience=1), 1, 9)
+    assert [False] * 3 == [schedule.end_epoch(1.0, ("loss",)) for _ in range(3)]
+    assert schedule.factor(0) < 1
