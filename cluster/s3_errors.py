@@ -51,7 +51,7 @@ _TEXTS = {
     ),
     "clock": "this machine's clock differs too much from the storage's ({code}). Set the clock.",
     "bucket": "there is no bucket {bucket!r} ({code}) at {endpoint}. Create it, or correct URI or AWS_ENDPOINT_URL.",
-    "region": "the bucket {bucket!r} lives elsewhere ({code}). Set AWS_DEFAULT_REGION to its region, or AWS_ENDPOINT_URL.",
+    "region": "the bucket {bucket!r} lives elsewhere ({code}). Set AWS_DEFAULT_REGION to its region, or the endpoint.",
     "full": "the storage has no room left ({code}). Free space, or ask for a larger quota.",
     "missing": "cannot {action}: there is no such object.",
     "none": (
