@@ -141,7 +141,10 @@ def test_a_job_goes_on_without_a_host_whose_cable_is_pulled(hosts: list[Host], s
 
 
 def test_the_doctor_of_another_host_finds_the_network(cluster: Nodes, hosts: list[Host], place: str) -> None:
-    """Three nodes by gloo, the store from the head too; red is alone that the token goes over plain HTTP."""
+    """All nodes by gloo, the store from the head too; red is alone that the token goes over plain HTTP.
+
+    There are three, or two where another test has lost one.
+    """
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "RAY_"))}
     done = subprocess.run(
         [*hosts[-1].inside, *COMMAND, "doctor", "--json", "--address", cluster.dashboard, "--storage", f"{place}/runs"],
@@ -152,8 +155,10 @@ def test_the_doctor_of_another_host_finds_the_network(cluster: Nodes, hosts: lis
     )
     lines = {line["what"]: line for line in json.loads(done.stdout)}
     assert [f"the way to {cluster.dashboard}"] == [what for what, line in lines.items() if not line["ok"]]
-    assert "MB/s" in lines["gloo between 3 nodes"]["told"]
-    assert 4 == sum(what.startswith("storage from ") for what in lines)
+    number = int(lines["nodes for workers"]["told"].split()[0])
+    assert number in (2, 3)
+    assert "MB/s" in lines[f"gloo between {number} nodes"]["told"]
+    assert number + 1 == sum(what.startswith("storage from ") for what in lines)
     assert 1 == done.returncode
 
 
