@@ -48,7 +48,8 @@ def pack(
 ) -> None:
     """Verify, audit, split and shard a folder of images.
 
-    Finds OCT2017's layout (split/class/files), class folders, or a CSV. Rejected files go to a quarantine list.
+    Finds train|val|test/CLASS/files, class folders, a CSV, and by name the published layouts oct2017, chest_xray,
+    covid_ct and covid_xray (pack.layout). Rejected files go to a quarantine list.
 
     Example: xdist-train pack OCT2017 --out oct-packed pack.patient=oct2017
     """
