@@ -33,14 +33,15 @@ class DataConfig:
     uri: str = ""
     """Packed dataset (made by `xdist-train pack`): a path or s3://BUCKET/PREFIX."""
     split: str = "patient"
-    """`patient`, `given` (the set's own folders), or `fold:K/N` (fold K is test, the next one val)."""
+    """`patient`; `given` (the set's own splits); `given_test` (its own test, train and val drawn anew by patient from
+    the rest); or `fold:K/N` (fold K is test, the next one val)."""
 
     def __post_init__(self) -> None:
-        if self.split in ("patient", "given"):
+        if self.split in ("patient", "given", "given_test"):
             return
         fold = parse_fold(self.split)
         if fold is None:
-            raise ValueError(f"data.split must be patient, given or fold:K/N, not {self.split!r}")
+            raise ValueError(f"data.split must be patient, given, given_test or fold:K/N, not {self.split!r}")
         if not (fold[1] >= 3 and 0 <= fold[0] < fold[1]):
             raise ValueError(f"data.split {self.split!r}: fold:K/N needs N >= 3 and 0 <= K < N")
 
@@ -131,12 +132,14 @@ class SamplerConfig:
 class PackConfig:
     """How a folder of images becomes a packed dataset."""
 
+    layout: Literal["auto", "oct2017", "chest_xray", "covid_ct", "covid_xray"] = "auto"
+    """Layout of a published set, which the folders must be; `auto` finds these, and takes other class folders too."""
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
     """Shares of train, val and test in the patient split."""
     seed: int = 0
     """Seed of the patient split and of the folds."""
     patient: str = "auto"
-    """Rule that finds the patient in a file's name: auto, oct2017, nih, stem, or a regular expression (one group)."""
+    """Finds the patient in a file's name: auto, oct2017, nih, chest_xray, covid_ct, stem, or a regular expression."""
     channels: Literal["auto", "gray", "rgb"] = "auto"
     """`auto` packs gray where every picture is gray."""
     near_duplicates: bool = True

@@ -6,32 +6,22 @@ nothing. matplotlib and torch are imported when a sheet is drawn.
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.errors import InputError
 from cluster.store import open_store
 from cluster.terminal import printable
 from dataloading.config import AugmentConfig, LoaderConfig
-from dataloading.dataset import SPLITS, Dataset, DatasetInfo
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from dataloading.loading.cache import Split
+from dataloading.dataset import Dataset, DatasetInfo
+from dataloading.page import LABEL_WIDTH, MARGIN, PALE, Page, shortened
+from dataloading.samples import Samples, load_samples
 
 __all__ = ["audit_lines", "run_look"]
 
-Pixels = npt.NDArray[np.uint8]
-
 _FORMATS = ("png", "pdf", "svg", "jpg")
 _MOST_ROWS = 24
-_INK, _PALE, _PAGE = "#1b2733", "#66727f", "#e8ecf0"  # the page is gray so that white edges of pictures show
 
 
 def run_look(
@@ -67,17 +57,16 @@ def run_look(
         raise InputError(
             f"--out {out}: a sheet can be written as {', '.join(_FORMATS)}. Give a name with such a suffix."
         )
-    samples = _load_samples(
+    samples = load_samples(
         dataset,
-        images_per_class,
-        draws,
+        per_class=images_per_class,
+        most=_MOST_ROWS,
+        draws=draws,
         loader=loader or LoaderConfig(),
         augment=augment or AugmentConfig(),
         seed=seed,
     )
-    buffer = io.BytesIO()
-    _draw_sheet(dataset, samples).savefig(buffer, format=kind, dpi=160)
-    open_store(str(out.parent)).write(out.name, buffer.getvalue())
+    open_store(str(out.parent)).write(out.name, _draw_sheet(dataset, samples).encode(kind))
     return [
         *audit_lines(dataset.info),
         "",
@@ -121,85 +110,27 @@ def _count_table(info: DatasetInfo) -> list[str]:
     ]
 
 
-@dataclass(frozen=True, eq=False)
-class _Samples:
-    """What the sheet shows: `pixels` uint8 [images, 1 + draws, S, S, C], the plain view first; `labels` [images]."""
-
-    pixels: Pixels
-    labels: list[int]
-
-
-def _load_samples(
-    dataset: Dataset, images_per_class: int, draws: int, *, loader: LoaderConfig, augment: AugmentConfig, seed: int
-) -> _Samples:
-    import torch
-
-    from dataloading.loading.cache import cache_root, open_split
-    from dataloading.loading.loader import Loader
-    from dataloading.loading.plan import Request
-
-    split = open_split(dataset, "patient", SPLITS[0], cache_root(loader.cache_dir))
-    rows = _sample_rows(split, images_per_class)
-    requests = [Request(-1, -1, 0, 0, rows)]
-    requests += [Request(0, 0, draw, draw * len(rows), rows) for draw in range(draws)]
-    device = torch.device("cpu")
-    with Loader(split, dataset.info, loader, augment=augment, seed=seed, device=device, threads=2) as source:
-        columns = [batch.images.permute(0, 2, 3, 1).numpy().copy() for batch in source.load(requests)]
-    return _Samples(np.stack(columns, axis=1), split.labels(rows).tolist())
-
-
-def _sample_rows(split: Split, images_per_class: int) -> npt.NDArray[np.int64]:
-    """Images spread evenly over each class; fewer a class where there are many classes."""
-    shown = max(1, min(images_per_class, _MOST_ROWS // len(split.class_counts)))
-    chosen, first = [], 0
-    for count in split.class_counts:
-        steps = min(shown, count)
-        chosen += [first + (2 * step + 1) * count // (2 * steps) for step in range(steps)]
-        first += count
-    return np.array(chosen[:_MOST_ROWS], dtype=np.int64)
-
-
-def _draw_sheet(dataset: Dataset, samples: _Samples) -> Figure:
+def _draw_sheet(dataset: Dataset, samples: Samples) -> Page:
     """Lay the pictures out in inches: a row an image, a gap between classes and after the plain column."""
-    from matplotlib.figure import Figure
-
     info = dataset.info
-    cell, gap, wide_gap, left, top, margin = 1.25, 0.05, 0.2, 1.35, 0.95, 0.25
+    cell, gap, wide_gap, top = 1.25, 0.05, 0.2, 0.95
     num_images, num_columns = samples.pixels.shape[:2]
     breaks = [0, *np.cumsum(np.diff(samples.labels) != 0).tolist()]
-    lefts = [left + column * (cell + gap) + (column > 0) * wide_gap for column in range(num_columns)]
+    lefts = [LABEL_WIDTH + column * (cell + gap) + (column > 0) * wide_gap for column in range(num_columns)]
     tops = [top + row * (cell + gap) + breaks[row] * wide_gap for row in range(num_images)]
-    width, height = lefts[-1] + cell + margin, tops[-1] + cell + margin
-    figure = Figure(figsize=(width, height), facecolor=_PAGE)
+    page = Page(lefts[-1] + cell + MARGIN, tops[-1] + cell + MARGIN)
+    page.header(shortened(Path(dataset.store.uri).name, 60), _title(info))
     for row, column in np.ndindex(num_images, num_columns):
-        box = (lefts[column] / width, 1 - (tops[row] + cell) / height, cell / width, cell / height)
-        _show(figure, box, samples.pixels[row, column])
-
-    def write(x: float, y: float, text: str, **style: Any) -> None:
-        figure.text(x / width, 1 - y / height, text, **{"color": _INK, "va": "baseline", **style})
-
-    write(margin, 0.42, _shortened(printable(Path(dataset.store.uri).name), 60), size=13, weight="bold")
-    write(width - margin, 0.42, _title(info), size=9, color=_PALE, ha="right")
-    write(lefts[0], top - 0.1, "as evaluated", size=9, color=_PALE)
+        page.picture(lefts[column], tops[row], cell, cell, samples.pixels[row, column])
+    page.write(lefts[0], top - 0.1, "as evaluated", size=9, color=PALE)
     if num_columns > 1:
-        write(lefts[1], top - 0.1, "as trained on: draws of the augmentation", size=9, color=_PALE)
+        page.write(lefts[1], top - 0.1, "as trained on: draws of the augmentation", size=9, color=PALE)
     for row, label in enumerate(samples.labels):
         if row == 0 or breaks[row] != breaks[row - 1]:
-            name = printable(info.classes[label])
-            write(margin, tops[row] + 0.2, _shortened(name, 14), size=11, weight="bold")
-            write(margin, tops[row] + 0.4, f"{info.counts[info.classes[label]]:,} images", size=8.5, color=_PALE)
-    return figure
-
-
-def _show(figure: Figure, box: tuple[float, float, float, float], picture: Pixels) -> None:
-    axes = figure.add_axes(box)
-    axes.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255)
-    axes.set_axis_off()
+            name = info.classes[label]
+            page.label(tops[row], name, f"{info.counts[name]:,} images")
+    return page
 
 
 def _title(info: DatasetInfo) -> str:
     return f"{info.num_images:,} images, {len(info.classes)} classes, {info.num_patients:,} patients"
-
-
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,6 +1,6 @@
 """Which images are train, val and test: whole patients, stratified by class, the same for the same seed.
 
-Owns the assignment of patients to parts and the three schemes of `data.split`. Pure: values in, values out;
+Owns the assignment of patients to parts and the schemes of `data.split`. Pure: values in, values out;
 used when a set is packed and again when it is loaded. Knows no files.
 """
 
@@ -88,21 +88,25 @@ def split_of(manifest: pa.Table, scheme: str, fractions: Sequence[float], seed: 
 
     Args:
         manifest: table with the columns `SPLIT_COLUMNS`.
-        scheme: `patient`, `given`, or `fold:K/N`: fold K is test, the next one val, the others train.
+        scheme: `patient`; `given`; `given_test`: its test is kept, train and val are drawn from the rest; or
+            `fold:K/N`: fold K is test, the next one val, the others train.
         fractions: of the dataset; folds have equal shares instead.
         seed: of the dataset.
 
     Raises:
-        InputError: `given` where the set has no complete train, val and test of its own; an unknown scheme.
+        InputError: `given` where the set has no complete train, val and test of its own, `given_test` where it has
+            no test and others; an unknown scheme.
     """
     if scheme == "patient":
         return _coded(manifest.column("patient_split"))
     if scheme == "given":
         return _given(manifest)
+    if scheme == "given_test":
+        return _given_test(manifest, fractions, seed)
     fold = parse_fold(scheme)
     if fold is None or not (fold[0] < fold[1] and 3 <= fold[1] <= _MAX_PARTS):
         raise InputError(
-            f"data.split {scheme!r}: use patient, given or fold:K/N with 3 <= N <= {_MAX_PARTS} and K < N."
+            f"data.split {scheme!r}: use patient, given, given_test or fold:K/N with 3 <= N <= {_MAX_PARTS} and K < N."
         )
     return _folds(manifest, seed, *fold)
 
@@ -163,21 +167,48 @@ def _coded(column: pa.ChunkedArray) -> Parts:
 
 def _given(manifest: pa.Table) -> Parts:
     parts = _coded(manifest.column("given_split"))
-    lacking = [name for number, name in enumerate(SPLITS) if not (parts == number).any()]
-    unassigned = int((parts < 0).sum())
-    if lacking or unassigned:
-        what = f"{', '.join(lacking)} missing" if lacking else f"{unassigned} images are in none of them"
+    present = {SPLITS[part] for part in np.unique(parts) if part >= 0}
+    if present != set(SPLITS) or (parts < 0).any():
+        advice = (
+            "data.split=given_test keeps its test and draws val from train, " if present == {"train", "test"} else ""
+        )
         raise InputError(
-            f"data.split 'given': the source of this dataset has no complete train, val and test of its own ({what}). "
-            "Use data.split=patient, which is drawn by patient, or fold:K/N."
+            "data.split 'given': the source of this dataset has no complete train, val and test of its own "
+            f"({_incomplete(parts, SPLITS)}). Use {advice}data.split=patient, which is drawn by patient, or fold:K/N."
         )
     return parts
 
 
-def _folds(manifest: pa.Table, seed: int, test_fold: int, num_folds: int) -> Parts:
+def _given_test(manifest: pa.Table, fractions: Sequence[float], seed: int) -> Parts:
+    """The set's own test; the rest dealt to train and val by patient, in the proportion of their fractions."""
+    parts = _coded(manifest.column("given_split"))
+    test = parts == SPLITS.index("test")
+    rest = np.flatnonzero(~test)
+    if not test.any() or not len(rest) or (parts < 0).any():
+        raise InputError(
+            "data.split 'given_test': the source of this dataset has no test of its own beside other images "
+            f"({_incomplete(parts, ('test',))}). Use data.split=patient, which is drawn by patient, or fold:K/N."
+        )
+    labels, groups = manifest.column("label").to_numpy()[rest], _groups(manifest)
+    shares = np.array(fractions[:2]) / sum(fractions[:2])
+    parts[rest] = assign_splits(labels, [groups[row] for row in rest], shares.tolist(), seed)
+    return parts
+
+
+def _incomplete(parts: Parts, wanted: Sequence[str]) -> str:
+    lacking = [name for name in wanted if not (parts == SPLITS.index(name)).any()]
+    return f"{', '.join(lacking)} missing" if lacking else f"{int((parts < 0).sum())} images are in none of them"
+
+
+def _groups(manifest: pa.Table) -> list[str]:
+    """What must stay on one side, by row: patients, or groups of those that duplicates tie."""
     assert "group" in manifest.column_names, f"split_of reads {SPLIT_COLUMNS}"
-    groups = pc.coalesce(manifest.column("group"), manifest.column("patient")).to_pylist()
-    folds = assign_splits(manifest.column("label").to_numpy(), groups, [1 / num_folds] * num_folds, seed)
+    groups: list[str] = pc.coalesce(manifest.column("group"), manifest.column("patient")).to_pylist()
+    return groups
+
+
+def _folds(manifest: pa.Table, seed: int, test_fold: int, num_folds: int) -> Parts:
+    folds = assign_splits(manifest.column("label").to_numpy(), _groups(manifest), [1 / num_folds] * num_folds, seed)
     parts = np.full(len(folds), SPLITS.index("train"), np.int8)
     parts[folds == (test_fold + 1) % num_folds] = SPLITS.index("val")
     parts[folds == test_fold] = SPLITS.index("test")

@@ -48,7 +48,8 @@ def pack(
 ) -> None:
     """Verify, audit, split and shard a folder of images.
 
-    Finds OCT2017's layout (split/class/files), class folders, or a CSV. Rejected files go to a quarantine list.
+    Finds train|val|test/CLASS/files, class folders, a CSV, and by name the published layouts oct2017, chest_xray,
+    covid_ct and covid_xray (pack.layout). Rejected files go to a quarantine list.
 
     Example: xdist-train pack OCT2017 --out oct-packed pack.patient=oct2017
     """
@@ -66,17 +67,28 @@ def pack(
 
 def look(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Packed dataset.")],
-    out: Annotated[Path, typer.Option("--out", help="Picture to write.")] = Path("look.png"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Sheet to write; by default look.png, or with --figures in DIR.")
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="DIR", help="Also draw class counts, sizes, samples and pixel values."),
+    ] = None,
 ) -> None:
-    """Print a dataset's audit and draw a sheet of augmented samples.
+    """Print a dataset's audit and draw a sheet of augmented samples; with --figures, all that there is to see.
 
-    Example: xdist-train look oct-packed --out sheet.png
+    Example: xdist-train look oct-packed --figures oct-figures
     """
     from dataloading.dataset import open_dataset
+    from dataloading.exploration import draw_figures
     from dataloading.look import run_look
 
-    for line in run_look(open_dataset(dataset), out):
+    packed = open_dataset(dataset)
+    for line in run_look(packed, out or (figures / "augmented.png" if figures else Path("look.png"))):
         typer.echo(line)
+    if figures:
+        for line in draw_figures(packed, figures):
+            typer.echo(line)
 
 
 def cache(

@@ -67,7 +67,7 @@ def open_split(
 
     Args:
         dataset: the packed dataset.
-        scheme: `data.split`: `patient`, `given` or `fold:K/N`.
+        scheme: `data.split`: `patient`, `given`, `given_test` or `fold:K/N`.
         name: `train`, `val` or `test`.
         cache_dir: from `cache_root`.
         limit_gib: `loader.cache_limit_gib`; 0 is what the disk has.

@@ -14,6 +14,7 @@ Audit = dict[str, Any]
 
 _MUCH_IMBALANCE = 3.0
 _FEW_IMAGES = 100
+_RESPLIT = "data.split=given_test keeps its test and draws val by patient from the rest; data.split=patient draws all."
 _PERSONAL = {"exif", "xmp", "iptc", "comment", "text", "application", "thumbnail", "trailing"}
 
 
@@ -55,11 +56,14 @@ def _given_splits(audit: Audit) -> Iterator[str]:
             f"{_many(count, 'pair')} of equal pictures lie in two of the set's own splits"
             f"{_such_as(shared['duplicates'])}; data.split=patient keeps them together."
         )
-    for split, classes in audit["given_split_counts"].items():
-        if split != "train" and 0 < sum(classes.values()) < _FEW_IMAGES:
+    counts = {split: sum(classes.values()) for split, classes in audit["given_split_counts"].items()}
+    if {"train", "test"} == counts.keys():
+        yield f"The set has no val of its own, so data.split=given cannot be used. {_RESPLIT}"
+    for split, count in counts.items():
+        if split != "train" and 0 < count < _FEW_IMAGES:
             yield (
-                f"The set's own {split} has {_many(sum(classes.values()), 'image')}: one of them is "
-                f"{100 / sum(classes.values()):.1f} points of accuracy."
+                f"The set's own {split} has {_many(count, 'image')}: one of them is {100 / count:.1f} points of "
+                f"accuracy. {_RESPLIT if split == 'val' else 'data.split=patient draws a test anew.'}"
             )
 
 

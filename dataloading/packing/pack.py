@@ -43,6 +43,7 @@ from dataloading.packing.audit import Gathered, build_audit
 from dataloading.packing.duplicates import Duplicates, first_of_each, join_duplicates
 from dataloading.packing.entries import Entry
 from dataloading.packing.examine import Examined, Task, examine_files
+from dataloading.packing.layouts import LAYOUTS
 from dataloading.packing.likeness import THUMBNAIL_PX, find_near_duplicates
 from dataloading.packing.masks import MaskFolder, find_masks
 from dataloading.packing.output import Output, open_output, refuse_taken_store
@@ -82,7 +83,7 @@ class PackResult:
         splits = ", ".join(f"{split} {sum(held.values()):,}" for split, held in audit["patient_split_counts"].items())
         rules = ", ".join(f"{rule} {count:,}" for rule, count in audit["patients"]["found_by"].items())
         yield printable(f"{info.num_images:,} images of {info.num_patients:,} patients: {classes}.")
-        yield f"Patients found by: {rules}. Split by patient: {splits}."
+        yield f"Layout: {audit['layout']}. Patients found by: {rules}. Split by patient: {splits}."
         yield (
             f"{len(info.shards)} shards, {info.num_bytes / 2**20:,.1f} MiB, {'gray' if info.channels == 1 else 'RGB'}, "
             f"fingerprint {info.fingerprint[:12]}, {self.seconds:.1f} s."
@@ -105,7 +106,7 @@ def run_pack(
     """Pack the images of a folder. The dataset appears under `out` whole, at the end, or not at all.
 
     Args:
-        source: folder of images: train|val|test/CLASS, CLASS folders, or whatever `csv` lists.
+        source: folder of images: train|val|test/CLASS, CLASS folders, a published layout, or whatever `csv` lists.
         out: where the dataset goes; must not exist.
         config: the `pack` section.
         csv: `path,label[,patient][,split]`, paths relative to `source`.
@@ -120,10 +121,11 @@ def run_pack(
     started_s = time.monotonic()
     show = progress or (lambda what, done, total: None)
     refuse_taken_store(out)
-    rule = parse_patient_rule(config.patient)
-    scan = scan_source(source, csv, masks)
+    parse_patient_rule(config.patient)  # a wrong one is told before a large folder is walked
+    scan = scan_source(source, csv, masks, layout=config.layout)
     if isinstance(out, LocalStore):
         _refuse_inside(out.path(), scan.root)
+    rule = parse_patient_rule(config.patient, LAYOUTS[scan.layout].patient if scan.layout in LAYOUTS else "")
     rule.check_taken(_count_rules(scan.images, rule))
     mask_folder = find_masks(scan, masks)
     with open_output(out) as output:

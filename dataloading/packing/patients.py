@@ -14,9 +14,15 @@ __all__ = ["PatientRule", "parse_patient_rule"]
 
 _STEM = "stem"
 _PATTERNS = {
+    # person1_virus_6, IM-0115-0001, NORMAL2-IM-0503-0001; Kermany 2018, X-rays. Nobody has said whether equal numbers
+    # of two series are one child: taken as one, which can tear no patient apart. Before oct2017, which would take some.
+    "chest_xray": re.compile(r"^(?:NORMAL2-)?(person\d+(?=_(?:bacteria|virus)_\d+$)|IM-\d{4}(?=(?:-\d{4}){1,2}$))"),
     "oct2017": re.compile(r"^[A-Za-z][A-Za-z0-9_]*-(\d+)-\d+$"),  # CLASS-PATIENT-N, Kermany 2018
     "nih": re.compile(r"^(\d{8})_\d{3}$"),  # PATIENT_FOLLOWUP, ChestX-ray8 and 14
+    # PAPER-pPAGE-NUMBER%PART or NUMBER%PART: pictures cut out of one paper or figure, mostly of one patient.
+    "covid_ct": re.compile(r"^(.+?)(?:-p\d+-\d+(?:%\d+)?|%\d+)$"),
 }
+_ONLY_BY_NAME = {"covid_ct"}  # would take names that it was not made for
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,13 @@ class PatientRule:
         if self.name not in ("auto", _STEM) and set(taken) == {_STEM}:
             raise InputError(
                 f"pack.patient {self.name!r} matches none of the {taken[_STEM]} file names. "
-                "Give a rule that does (auto, oct2017, nih), stem if each file is a patient of its own, "
+                f"Give a rule that does (auto, {', '.join(_PATTERNS)}), stem if each file is a patient of its own, "
                 "or a regular expression with one group, which is searched in the file's name."
             )
 
 
-def parse_patient_rule(text: str) -> PatientRule:
-    """The rule that `pack.patient` names.
+def parse_patient_rule(text: str, own: str = "") -> PatientRule:
+    """The rule that `pack.patient` names; `auto` tries that of the set's own layout first.
 
     Raises:
         InputError: not a name, and not a regular expression with one group.
@@ -65,7 +71,8 @@ def parse_patient_rule(text: str) -> PatientRule:
     if text == _STEM:
         return PatientRule(text, ())
     if text == "auto":
-        return PatientRule(text, tuple(_PATTERNS.items()))
+        names = [own] * bool(own) + [name for name in _PATTERNS if name != own and name not in _ONLY_BY_NAME]
+        return PatientRule(text, tuple((name, _PATTERNS[name]) for name in names))
     if text in _PATTERNS:
         return PatientRule(text, ((text, _PATTERNS[text]),))
     try:

@@ -1,7 +1,8 @@
-"""Which files of a source folder are images of which class: by split and class folders, class folders, or a CSV.
+"""Which files of a source folder are images of which class: by folders, by a published set's layout, or by a CSV.
 
-Owns the layouts and what is refused before any file is opened. Reads names, never contents. A folder called
-`masks` holds no images; hidden files and what operating systems leave behind do not exist here.
+Owns what is refused before any image is opened; the layouts of published sets are rows of `layouts.py`. Reads names
+and lists, never images. A folder called `masks` holds no images; hidden files and what operating systems leave
+behind do not exist here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path, PurePosixPath
 from cluster.errors import InputError
 from cluster.terminal import printable
 from dataloading.packing.images import IMAGE_SUFFIXES
+from dataloading.packing.layouts import LAYOUTS, Tree
 from dataloading.packing.rejection import NOT_AN_IMAGE, Rejected
+from dataloading.packing.split_lists import read_split_lists
 
 __all__ = ["MASKS", "ImageFile", "Scan", "check_classes", "scan_source"]
 
@@ -46,7 +49,7 @@ class Scan:
 
     Attributes:
         root: the source folder, links resolved.
-        layout: `split/class`, `class` or `csv`.
+        layout: a name of `LAYOUTS`, or `split/class`, `class` or `csv`.
         home: folder below root in which classes or splits lie; `.` without a wrapping folder.
     """
 
@@ -58,27 +61,32 @@ class Scan:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; the place of a name is its label."""
-        return tuple(sorted({image.class_name for image in self.images}))
+        """Class names; the place of a name is its label: the layout's order, else the alphabet's."""
+        found = {image.class_name for image in self.images}
+        own = LAYOUTS[self.layout].classes.values() if self.layout in LAYOUTS else sorted(found)
+        return tuple(name for name in own if name in found)
 
 
-def scan_source(source: Path, csv_path: Path | None = None, skip: Path | None = None) -> Scan:
+def scan_source(source: Path, csv_path: Path | None = None, skip: Path | None = None, *, layout: str = "auto") -> Scan:
     """Find the images of a source folder.
 
     Args:
         source: the folder.
         csv_path: list with `path,label[,patient][,split]`, paths relative to `source`; replaces the folders' say.
         skip: folder that holds no images (masks that lie elsewhere than in `masks`).
+        layout: a name of `LAYOUTS`; `auto` takes the one that the folders are exactly, else folders as they are.
 
     Raises:
-        InputError: nothing there, fewer than two classes, a class in val or test that train lacks, a path or
-            link that leaves the folder, or a CSV that cannot be read.
+        InputError: nothing there, not the layout, fewer than two classes, a class in val or test that train lacks,
+            a path or link that leaves the folder, or a list that cannot be read.
     """
+    if csv_path and layout != "auto":
+        raise InputError(f"--csv and pack.layout={layout} both say where images lie. Give one of them.")
     if not source.is_dir():
         raise InputError(f"SRC {_shown(source)} is not a folder. Give the folder that holds the images.")
     root = source.resolve()
     try:
-        scan = _scan_csv(root, csv_path) if csv_path else _scan_folders(root, skip.resolve() if skip else None)
+        scan = _scan_csv(root, csv_path) if csv_path else _scan_folders(root, skip.resolve() if skip else None, layout)
     except OSError as error:
         raise InputError(f"SRC {_shown(source)} cannot be read: {printable(str(error))}.") from None
     check_classes(((image.class_name, image.given_split) for image in scan.images), f"SRC {_shown(source)}")
@@ -111,17 +119,46 @@ def check_classes(found: Iterable[tuple[str, str | None]], where: str) -> None:
             )
 
 
-def _scan_folders(root: Path, skip: Path | None) -> Scan:
+def _scan_folders(root: Path, skip: Path | None, layout: str) -> Scan:
     walk = _Walk(root, skip)
     home = walk.home()
+    name = _layout_of(walk, home, layout)
+    if name in LAYOUTS and LAYOUTS[name].lists:
+        return _scan_lists(walk, home, name)
+    return _scan_tree(walk, home, name)
+
+
+def _layout_of(walk: _Walk, home: Path, wanted: str) -> str:
+    """The name in `LAYOUTS` of what lies at home; `auto` where it is none of them.
+
+    Raises:
+        InputError: not the layout that is wanted by name.
+    """
+    tree = walk.tree(home)
+    if wanted == "auto":
+        return next((name for name, layout in LAYOUTS.items() if not any(layout.differences(home, tree))), wanted)
+    if differences := list(LAYOUTS[wanted].differences(home, tree)):
+        raise InputError(
+            f"SRC {_shown(home)} is not in the layout pack.layout={wanted}, which looks for "
+            f"{LAYOUTS[wanted].expected()}: {printable('; '.join(differences))}. "
+            "Give the folder that holds these, or leave pack.layout at auto, which takes other folders too."
+        )
+    return wanted
+
+
+def _scan_tree(walk: _Walk, home: Path, layout: str) -> Scan:
+    """Images by class folders, which may lie in folders of splits."""
     folders, loose = walk.entries(home)
-    splits = {folder: _SPLIT_NAMES.get(folder.name.strip().lower()) for folder in folders}
+    repeats = LAYOUTS[layout].repeats if layout in LAYOUTS else ""
+    splits = {folder: _split_name(folder) for folder in folders if not repeats or folder.name.strip() != repeats}
     given = [folder for folder, split in splits.items() if split]
-    if given and len(given) < len(folders):
-        others = _shown(*(folder.name for folder in folders if not splits[folder]))
-        raise InputError(f"SRC {_shown(root)} mixes train, val and test with other folders: {others}. Move those away.")
+    if given and len(given) < len(splits):
+        others = _shown(*(folder.name for folder, split in splits.items() if not split))
+        raise InputError(
+            f"SRC {_shown(walk.root)} mixes train, val and test with other folders: {others}. Move those away."
+        )
     images, rejected = [], walk.outside(loose)
-    parents = [(folder, splits[folder]) for folder in folders] if given else [(home, None)]
+    parents = list(splits.items()) if given else [(home, None)]
     for parent, split in parents:
         class_folders, outside = walk.entries(parent)
         if split:
@@ -130,8 +167,35 @@ def _scan_folders(root: Path, skip: Path | None) -> Scan:
             found, refused = walk.images(folder, split)
             images += found
             rejected += refused
-    layout = "split/class" if given else "class"
-    return _ordered(Scan(root, layout, home.relative_to(root).as_posix(), tuple(images), tuple(rejected)))
+    found_as = layout if layout in LAYOUTS else "split/class" if given else "class"
+    return _ordered(Scan(walk.root, found_as, walk.relative(home), tuple(images), tuple(rejected)))
+
+
+def _scan_lists(walk: _Walk, home: Path, name: str) -> Scan:
+    """Images by class folders, their splits by lists; what no list names is no part of the set."""
+    layout = LAYOUTS[name]
+    for path in layout.list_paths():
+        walk.check_link(home / path)
+    (place,) = (folder for folder in walk.entries(home)[0] if folder.name.strip() == layout.images)
+    class_folders, loose = walk.entries(place)
+    images, rejected = [], walk.outside(loose)
+    for folder in class_folders:
+        class_name = layout.classes[folder.name.strip()]
+        split_of = read_split_lists(home, layout, class_name)
+        found, refused = walk.images(folder, None)
+        rejected += refused
+        for image in found:
+            if split := split_of.get(image.name):
+                images.append(ImageFile(image.source, class_name, split))
+            else:
+                rejected.append(Rejected(image.source, "in no list of a split"))
+        missing = sorted(split_of.keys() - {image.name for image in found})
+        rejected += [Rejected(_storable(f"{walk.relative(folder)}/{file}"), "no such file") for file in missing]
+    return _ordered(Scan(walk.root, name, walk.relative(home), tuple(images), tuple(rejected)))
+
+
+def _split_name(folder: Path) -> str | None:
+    return _SPLIT_NAMES.get(folder.name.strip().lower())
 
 
 class _Walk:
@@ -144,12 +208,22 @@ class _Walk:
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
+    def tree(self, home: Path) -> Tree:
+        """Folders below those at home that some layout names; class folders, which may be large, are not listed."""
+        places = {place for layout in LAYOUTS.values() for place in layout.places}
+        tree: dict[str, set[str]] = {}
+        for folder in self.entries(home)[0]:
+            place = _split_name(folder) or folder.name.strip()
+            if place in places:
+                tree.setdefault(place, set()).update(below.name.strip() for below in self.entries(folder)[0])
+        return tree
+
     def home(self) -> Path:
         """The folder of splits or classes: below any folders that only wrap it, such as `OCT2017 `."""
         home = self.root
         while True:
             folders, files = self.entries(home)
-            if len(folders) != 1 or any(_images(files)) or folders[0].name.strip().lower() in _SPLIT_NAMES:
+            if len(folders) != 1 or any(_images(files)) or _split_name(folders[0]):
                 return home
             if not self.entries(folders[0])[0]:
                 return home
@@ -164,7 +238,7 @@ class _Walk:
                     continue
                 path = Path(entry.path)
                 if entry.is_symlink():
-                    self._check_link(path)
+                    self.check_link(path)
                 if not entry.is_dir():
                     files.append(path)
                 elif entry.name.strip() != MASKS and path != self.skip:
@@ -197,7 +271,7 @@ class _Walk:
         for below in folders:
             yield from self._files_below(below)
 
-    def _check_link(self, path: Path) -> None:
+    def check_link(self, path: Path) -> None:
         if not path.resolve().is_relative_to(self.root):
             raise InputError(
                 f"{_shown(path)} is a link that leaves SRC {_shown(self.root)}. "
@@ -279,7 +353,8 @@ def _images(files: Iterable[Path]) -> list[Path]:
 
 
 def _ordered(scan: Scan) -> Scan:
-    images = tuple(sorted(scan.images, key=lambda image: (image.class_name, image.source)))
+    label_of = {name: label for label, name in enumerate(scan.classes)}
+    images = tuple(sorted(scan.images, key=lambda image: (label_of[image.class_name], image.source)))
     return Scan(scan.root, scan.layout, scan.home, images, tuple(sorted(scan.rejected, key=lambda item: item.source)))
 
 

@@ -143,10 +143,38 @@ def test_given_is_refused_where_the_set_has_none(splits: list[str | None]) -> No
         split_of(manifest(splits), "given", FRACTIONS, 0)
 
 
+def test_given_without_val_names_the_scheme_that_draws_one() -> None:
+    """A set of train and test alone is sent to `given_test`; one without a test is not."""
+    with pytest.raises(InputError, match=r"val missing\). Use data\.split=given_test"):
+        split_of(manifest(["train", "test"]), "given", FRACTIONS, 0)
+    with pytest.raises(InputError, match=r"test missing\). Use data\.split=patient"):
+        split_of(manifest(["train", "val"]), "given", FRACTIONS, 0)
+
+
+@pytest.mark.parametrize("others", [["train"], ["train", "val"]])
+def test_given_test_keeps_the_test_and_deals_the_rest_by_patient(others: list[str]) -> None:
+    """Test is the set's own; train and val are drawn anew in their proportion, groups whole, the same for a seed."""
+    splits = ["test"] * 20 + [others[n % len(others)] for n in range(80)]
+    table = manifest(splits, [f"g{n // 4}" for n in range(100)])
+    parts = split_of(table, "given_test", (0.6, 0.2, 0.2), 0)
+    assert [2] * 20 == parts[:20].tolist()
+    assert (60, 20) == tuple(np.bincount(parts[20:]).tolist())
+    assert {1} == {len(set(parts[n : n + 4])) for n in range(20, 100, 4)}
+    assert parts.tolist() == split_of(table, "given_test", (0.6, 0.2, 0.2), 0).tolist()
+    assert parts.tolist() != split_of(table, "given_test", (0.6, 0.2, 0.2), 1).tolist()
+
+
+@pytest.mark.parametrize("splits", [[None, None], ["train", "val"], ["test", "test"], ["train", "test", None]])
+def test_given_test_is_refused_where_the_set_has_none(splits: list[str | None]) -> None:
+    """`given_test` needs a test and others beside it, and each image in a split."""
+    with pytest.raises(InputError, match=r"data\.split=patient"):
+        split_of(manifest(splits), "given_test", FRACTIONS, 0)
+
+
 @pytest.mark.parametrize("scheme", ["fold:5/5", "fold:0/2", "folds", ""])
 def test_an_unknown_scheme_is_refused(scheme: str) -> None:
     """What is no scheme is an input error that names the schemes."""
-    with pytest.raises(InputError, match="patient, given or fold:K/N"):
+    with pytest.raises(InputError, match="patient, given, given_test or fold:K/N"):
         split_of(manifest(["train"] * 8), scheme, FRACTIONS, 0)
 
 

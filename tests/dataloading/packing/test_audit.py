@@ -92,9 +92,10 @@ def test_given_splits_that_share_patients_are_reported() -> None:
     assert {"count": 1, "names": ["A0"]} == shared["patients"]
     assert (4, 1) == (shared["test_images"], shared["test_images_of_train_patients"])
     assert {"train": {"A": 4, "B": 4}, "test": {"A": 1, "B": 3}} == result["given_split_counts"]
-    first, second, *_ = result["warnings"]
+    first, second, third, *_ = result["warnings"]
     assert "share 1 patient (such as A0); 25% of its test images are of patients in train" in first
-    assert "own test has 4 images: one of them is 25.0 points" in second
+    assert "has no val of its own, so data.split=given cannot be used. data.split=given_test keeps its test" in second
+    assert "own test has 4 images: one of them is 25.0 points" in third
 
 
 def test_duplicates_are_counted_once_by_bytes_and_once_by_look() -> None:

@@ -188,6 +188,18 @@ def test_csv_quarantines_files_that_are_not_there(tmp_path: Path) -> None:
     [
         ("auto", "CNV-364469-2.jpeg", ("364469", "oct2017")),
         ("auto", "00000061_012.jpeg", ("00000061", "nih")),
+        ("auto", "person123_bacteria_4.jpeg", ("person123", "chest_xray")),
+        ("auto", "person123_virus_9.jpeg", ("person123", "chest_xray")),
+        ("auto", "IM-0115-0001.jpeg", ("IM-0115", "chest_xray")),
+        ("chest_xray", "NORMAL2-IM-0503-0001.jpeg", ("IM-0503", "chest_xray")),
+        ("chest_xray", "IM-0666-0001-0002.jpeg", ("IM-0666", "chest_xray")),
+        ("chest_xray", "NORMAL2-IM-0503.jpeg", ("NORMAL2-IM-0503", "stem")),
+        ("chest_xray", "person123_left_4.jpeg", ("person123_left_4", "stem")),
+        ("covid_ct", "2020.01.24.919183-p27-132.png", ("2020.01.24.919183", "covid_ct")),
+        ("covid_ct", "2020.02.10.20021584-p6-52%0.png", ("2020.02.10.20021584", "covid_ct")),
+        ("covid_ct", "1%0.jpg", ("1", "covid_ct")),
+        ("covid_ct", "1.jpg", ("1", "stem")),
+        ("auto", "1%0.jpg", ("1%0", "stem")),
         ("auto", "1-s2.0-S0140673620303706-fx1_lrg.jpeg", ("1-s2.0-S0140673620303706-fx1_lrg", "stem")),
         ("oct2017", "00000061_012.jpeg", ("00000061_012", "stem")),
         ("nih", "00000061_012.png", ("00000061", "nih")),
@@ -201,6 +213,13 @@ def test_csv_quarantines_files_that_are_not_there(tmp_path: Path) -> None:
 def test_patient_rules(rule: str, name: str, expected: tuple[str, str]) -> None:
     """Each rule names the patient, and what took the file; what no rule matches is its own patient."""
     assert expected == parse_patient_rule(rule).patient(name)
+
+
+def test_auto_asks_the_rule_of_the_sets_layout_first() -> None:
+    """A layout's own rule stands before the others under `auto`, and changes nothing where a rule is named."""
+    assert ("1", "covid_ct") == parse_patient_rule("auto", "covid_ct").patient("1%0.jpg")
+    assert ("364469", "oct2017") == parse_patient_rule("auto", "covid_ct").patient("CNV-364469-2.jpeg")
+    assert ("1%0", "stem") == parse_patient_rule("stem", "covid_ct").patient("1%0.jpg")
 
 
 @pytest.mark.parametrize("rule", ["", "(", "no group", "(two)(groups)", "oct2018"])
