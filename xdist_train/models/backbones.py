@@ -64,7 +64,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What pixels in [0, 1] are normalised with: one figure a channel of the model."""
+    """What pixels in [0, 1] are normalised with: one figure a channel of the model, none for each picture's own."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -139,3 +139,17 @@ def test_a_model_of_one_logit_comes_back_as_one(tmp_path: Path) -> None:
     older = _DESCRIPTION.to_json()
     del older["model"]["outputs"]
     assert _DESCRIPTION == ModelDescription.from_json(older, "older")
+
+
+def test_how_pixels_are_normalised_is_said_and_checked(tmp_path: Path) -> None:
+    """`image` goes with no figures and `fixed` with some; older descriptions, which say neither, are `fixed`."""
+    own = dataclasses.replace(_DESCRIPTION.preprocessing, normalise="image", mean=(), std=())
+    described = dataclasses.replace(_DESCRIPTION, preprocessing=own)
+    values = json.loads(json.dumps(described.to_json()))
+    assert described == ModelDescription.from_json(values, "here")
+    values["preprocessing"]["mean"] = [0.5]
+    with pytest.raises(InputError, match=r"damaged \(normalise 'image' with mean \[0.5\]"):
+        ModelDescription.from_json(values, "here")
+    older = _DESCRIPTION.to_json()
+    del older["preprocessing"]["normalise"]
+    assert _DESCRIPTION == ModelDescription.from_json(older, "older")

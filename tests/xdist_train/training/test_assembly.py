@@ -20,6 +20,7 @@ from xdist_train.config import resolve_config
 from xdist_train.evidence.evaluation import build_evidence, run_evaluation
 from xdist_train.evidence.predict import predict_images
 from xdist_train.models.export import ModelDescription, save_model
+from xdist_train.models.weights import resolve_weights
 from xdist_train.training.assembly import Assembly
 from xdist_train.training.loop import run_loop
 from xdist_train.training.state import TrainState
@@ -66,9 +67,17 @@ def train(two_classes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Cal
         config = resolve_config(
             "demo",
             [*SMALL, f"data.uri={two_classes.store.uri}", "data.split=given", f"loader.cache_dir={folder}/cache",
+             f"storage.uri={folder}",
              "train.epochs=6", "train.batch_size=30", "train.precision=float32", *overrides],
         )  # fmt: skip
-        assembly = Assembly(config, two_classes, world=World(), device=torch.device("cpu"), micro_batch_size=30)
+        assembly = Assembly(
+            config,
+            two_classes,
+            world=World(),
+            device=torch.device("cpu"),
+            micro_batch_size=30,
+            weights=resolve_weights(config.model.weights, config.model.backbone, open_store(config.storage.uri)),
+        )
         try:
             outcome = run_loop(assembly.job, TrainState(), FolderReporter())
             assert outcome.state.selection is not None, outcome.failure
@@ -109,3 +118,21 @@ def test_a_network_with_one_logit_learns(train: Callable[..., _Trained], two_cla
     assert trained.description.prior is not None
     assert trained.description.prior.learned == pytest.approx((0.5, 0.5))
     _same_afterwards(trained, two_classes, tmp_path)
+
+
+def test_pictures_by_their_own_figures_are_so_everywhere(
+    train: Callable[..., _Trained], two_classes: Dataset, tmp_path: Path
+) -> None:
+    """Training, evaluation and prediction of files standardise each picture, as model.json says."""
+    trained = train("loader.normalise=image")
+    facts = trained.description.preprocessing
+    assert (facts.normalise, facts.mean, facts.std) == ("image", (), ())
+    assert trained.figures[-1] > 0.95
+    _same_afterwards(trained, two_classes, tmp_path)
+
+
+def test_weights_of_a_run_bring_its_normalisation(train: Callable[..., _Trained]) -> None:
+    """A run that starts from one that took each picture by its own figures does so too."""
+    first = train("loader.normalise=image", "train.epochs=1")
+    second = train(f"model.weights={first.model_uri}", "train.epochs=1")
+    assert "image" == second.description.preprocessing.normalise
