@@ -56,6 +56,9 @@ class LoaderConfig:
     """Side of the square that the model sees, in pixels."""
     fit: Literal["stretch", "crop"] = "stretch"
     """`stretch` shows the whole picture; `crop` keeps its aspect and shows the largest centred square."""
+    normalise: Literal["auto", "image"] = "auto"
+    """`auto` is by the mean and deviation that the first weights were trained with, else the data set's; `image` by
+    each picture's own."""
     threads: int = 0
     """Decoding threads of one worker; 0 is the worker's CPUs."""
     prefetch: int = 3

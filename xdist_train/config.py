@@ -34,6 +34,7 @@ __all__ = [
     "StorageConfig",
     "TrainConfig",
     "at_least",
+    "fill_identity",
     "identity",
     "identity_digest",
     "narrow",
@@ -66,6 +67,8 @@ class ModelConfig:
     """Units of a hidden layer in the head; 0 is none."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation of `small_cnn`."""
+    outputs: Literal["softmax", "sigmoid"] = "softmax"
+    """`softmax` has a logit a class; `sigmoid` one logit for two classes, whose sigmoid is the second's probability."""
 
     def __post_init__(self) -> None:
         if not self.backbone:
@@ -79,8 +82,9 @@ class ModelConfig:
 class LossConfig:
     """Cross-entropy and what bends it."""
 
-    class_weights: Literal["none", "inverse", "list"] = "none"
-    """`inverse` weighs each image by images / (classes x images of its class); `list` by class_weight_list."""
+    class_weights: Literal["none", "inverse", "complement", "list"] = "none"
+    """`inverse` weighs each image by images / (classes x images of its class); `complement` by the other classes' share
+    of the images; `list` by class_weight_list."""
     class_weight_list: tuple[float, ...] = ()
     """`list`: the weight of each class, in the data set's order of classes."""
     label_smoothing: float = 0.0
@@ -393,7 +397,7 @@ def narrow(config: Config) -> Config:
 
 _IDENTITY_SECTIONS = ("model", "loss", "optim", "schedule", "sampler", "augment", "train")
 # These change what is learned although they live in the loader's section.
-_IDENTITY_LOADER_KEYS = ("image_size", "fit", "reduce_tolerance")
+_IDENTITY_LOADER_KEYS = ("image_size", "fit", "reduce_tolerance", "normalise")
 # Speed and reporting, not result.
 _NOT_IDENTITY_TRAIN_KEYS = ("log_every_steps", "compile", "channels_last")
 
@@ -416,6 +420,15 @@ def identity(config: Config, fingerprint: str, micro_batch_size: int) -> dict[st
     if config.schedule.name == "exhausted_loss":
         flat |= {f"early_stopping.{key}": value for key, value in values["early_stopping"].items()}
     return flat
+
+
+def fill_identity(recorded: dict[str, Any]) -> dict[str, Any]:
+    """An identity as this version would have recorded it: a setting that was not yet there is at its default.
+
+    `train.epochs` is never filled in: where it is missing, it was left out.
+    """
+    defaults = identity(Config(schedule=ScheduleConfig(name="constant")), "", 0)
+    return {**defaults, **recorded}
 
 
 def identity_digest(values: dict[str, Any]) -> str:

@@ -53,12 +53,16 @@ def normalise(
 ) -> torch.Tensor:
     """`(images / 255 - mean) / std` as one multiply and one add, in place, on the images' device.
 
+    Without mean and std each picture is taken by its own: the deviation over all its pixels and channels, but not less
+    than 1 / sqrt(their number), which a blank picture would need (as `tf.image.per_image_standardization` of pixels
+    in [0, 1]).
+
     One channel is expanded to `channels` last, without a copy where mean and std have one figure: the result
     is then a view, and the caller decides on `contiguous`. bfloat16 and float16 are rounded once, at the end.
 
     Args:
         images: uint8 [n, C, S, S], C either 1 or `channels`.
-        mean: in [0, 1]; one figure, or one a channel.
+        mean: in [0, 1]; one figure, one a channel, or none: each picture's own.
         std: as `mean`.
         channels: of the result.
         dtype: of the result.
@@ -68,15 +72,23 @@ def normalise(
     """
     assert images.shape[1] in (1, channels), f"{images.shape[1]} channels cannot become {channels}"
     assert len(mean) == len(std), f"{len(mean)} means, {len(std)} standard deviations"
-    assert len(mean) in (1, channels), f"{len(mean)} means for {channels} channels"
+    assert len(mean) in (0, 1, channels), f"{len(mean)} means for {channels} channels"
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     result = images.to(wide)
-    if len(mean) == 1:
+    if not mean:
+        result = _standardised(result.div_(255))
+    elif len(mean) == 1:
         result = result.mul_(1 / (255 * std[0])).sub_(mean[0] / std[0])
     else:
         scale, bias = _affine(tuple(mean), tuple(std), images.device, wide)
         result = torch.addcmul(bias, result, scale)
     return result.to(dtype).expand(-1, channels, -1, -1)
+
+
+def _standardised(pixels: torch.Tensor) -> torch.Tensor:
+    """Each picture of float [n, C, S, S] by its own figures, in place."""
+    std, mean = torch.std_mean(pixels, dim=(1, 2, 3), correction=0, keepdim=True)
+    return pixels.sub_(mean).div_(std.clamp_min_(pixels[0].numel() ** -0.5))
 
 
 @lru_cache(maxsize=16)

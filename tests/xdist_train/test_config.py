@@ -7,7 +7,8 @@ from importlib import resources
 import pytest
 
 from cluster.errors import InputError
-from xdist_train.config import Config, identity, identity_digest, recipe_names, resolve_config
+from xdist_train.config import Config, fill_identity, identity, identity_digest, recipe_names, resolve_config
+from xdist_train.training.preflight import check_identity
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -36,7 +37,8 @@ def test_scale_and_storage_are_not_identity(override: str) -> None:
 @pytest.mark.parametrize(
     "override",
     ["model.backbone=resnet18", "optim.lr=0.5", "sampler.alpha=1", "augment.flip=0", "train.seed=1",
-     "train.batch_size=32", "loader.image_size=96", "data.split=given", "schedule.name=step", "train.epochs=3"],
+     "train.batch_size=32", "loader.image_size=96", "data.split=given", "schedule.name=step", "train.epochs=3",
+     "model.outputs=sigmoid", "loader.normalise=image", "loss.class_weights=complement"],
 )  # fmt: skip
 def test_what_decides_the_result_is_identity(override: str) -> None:
     """Epochs too, where the schedule depends on them (the demo's cosine does)."""
@@ -78,3 +80,20 @@ def test_what_cannot_be_watched_is_refused(overrides: list[str]) -> None:
     """Unknown or doubled figures, a past that never fades, a rate that would never drop."""
     with pytest.raises(InputError, match=r"early_stopping\.(watch|smoothing|patience)"):
         resolve_config("demo", overrides)
+
+
+def test_an_identity_of_an_earlier_version_is_that_of_the_defaults() -> None:
+    """A run recorded before a setting was there goes on with its default, and is refused with another value."""
+    recorded = identity(resolve_config("demo", []), "print", 8)
+    del recorded["model.outputs"]
+    check_identity("run", {"identity": recorded}, identity(resolve_config("demo", []), "print", 8))
+    now = identity(resolve_config("demo", ["model.outputs=sigmoid"]), "print", 8)
+    with pytest.raises(InputError, match=r"model\.outputs was 'softmax', now 'sigmoid'"):
+        check_identity("run", {"identity": recorded}, now)
+
+
+@pytest.mark.parametrize("override", [[], ["schedule.name=step"]])
+def test_filling_an_identity_changes_nothing_that_is_there(override: list[str]) -> None:
+    """What this version records is whole; epochs that were left out stay out."""
+    recorded = identity(resolve_config("demo", override), "print", 8)
+    assert recorded == fill_identity(recorded)

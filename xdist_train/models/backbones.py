@@ -64,7 +64,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What pixels in [0, 1] are normalised with: one figure a channel of the model."""
+    """What pixels in [0, 1] are normalised with: one figure a channel of the model, none for each picture's own."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -110,14 +110,21 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     Images [n, 3, s, s] to logits [n, num_classes].
 
     Raises:
-        InputError: unknown backbone, or one without a single linear layer at its end.
+        InputError: unknown backbone, one without a single linear layer at its end, or one logit for other than two
+            classes.
     """
+    one_logit = config.outputs == "sigmoid"
+    if one_logit and num_classes != 2:
+        raise InputError(
+            f"model.outputs=sigmoid is one logit, which tells two classes apart; here are {num_classes}. "
+            "Use model.outputs=softmax."
+        )
     backbone = find_backbone(config.backbone)
     network = build_network(backbone, config.norm)
     name = _last_linear(network, backbone)
     linear = cast(nn.Linear, network.get_submodule(name))
     parent, _, child = name.rpartition(".")
-    head = Head(linear.in_features, num_classes, dropout=config.dropout, hidden=config.hidden)
+    head = Head(linear.in_features, num_classes, dropout=config.dropout, hidden=config.hidden, one_logit=one_logit)
     setattr(network.get_submodule(parent), child, head)
     if config.freeze == "backbone":
         freeze_backbone(network)
@@ -165,7 +172,7 @@ def check_model(model: nn.Module, backbone: str, image_size: int) -> None:
             f"model.backbone {backbone!r} does not take images of loader.image_size={image_size} px "
             f"({' '.join(str(error).split())[:200]}). Set loader.image_size to the size it was made for."
         ) from None
-    num_classes = cast(nn.Linear, find_head(model)[1].linear).out_features
+    num_classes = find_head(model)[1].num_classes
     assert tuple(logits.shape) == (2, num_classes), f"{backbone} gives {tuple(logits.shape)}"
 
 

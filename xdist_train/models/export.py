@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Preprocessing:
     """How an image file becomes the model's input; the loader's evaluation view.
 
     `channels` are those decoded (1 or 3); `mean` and `std` are in [0, 1], one figure or one a channel of the
-    model.
+    model. `normalise` is `fixed`, by these, or `image`: they are then empty, and each picture is taken by its own.
     """
 
     image_size: int
@@ -55,6 +55,11 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     reduce_tolerance: float
+    normalise: Literal["fixed", "image"] = "fixed"
+
+    def __post_init__(self) -> None:
+        if (self.normalise == "image") != (not self.mean) or len(self.mean) != len(self.std):
+            raise ValueError(f"normalise {self.normalise!r} with mean {list(self.mean)} and std {list(self.std)}")
 
 
 @dataclass(frozen=True, kw_only=True)

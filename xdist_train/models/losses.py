@@ -23,7 +23,8 @@ __all__ = ["LossFunction", "build_class_weights"]
 def build_class_weights(config: LossConfig, class_counts: Sequence[int]) -> NDArray[np.float64]:
     """Weight of an image by its class, [K].
 
-    `inverse` is N / (K * count): over the training images its mean is 1.
+    `inverse` is N / (K * count): over the training images its mean is 1. `complement` is 1 - count / N: for two
+    classes each has the other's share, so both weigh the same in sum.
 
     Args:
         config: the loss section.
@@ -38,7 +39,10 @@ def build_class_weights(config: LossConfig, class_counts: Sequence[int]) -> NDAr
     if config.class_weights == "none":
         return np.ones_like(counts)
     assert (counts > 0).all(), f"a class without training images: {class_counts}"
-    weights: NDArray[np.float64] = counts.sum() / (len(counts) * counts)
+    total = counts.sum()
+    weights: NDArray[np.float64] = (
+        (total - counts) / total if config.class_weights == "complement" else total / (len(counts) * counts)
+    )
     return weights
 
 
@@ -59,8 +63,8 @@ class LossFunction:
         w_i * l_i = (1 - p_y)^gamma * [(1 - s) * w_y * (-q_y) + s / K * sum_c w_c * (-q_c)]
 
     so without the focal factor sum(w_i * l_i) / sum(w_i) is `torch.nn.functional.cross_entropy` with
-    `weight`, `label_smoothing` and the mean. The factor is that of Lin et al. 2017, eq. 4. Computed in the
-    logits' precision, float32 at least.
+    `weight`, `label_smoothing` and the mean; of the two logits of a one-logit head it is the binary one. The
+    factor is that of Lin et al. 2017, eq. 4. Computed in the logits' precision, float32 at least.
 
     Args:
         config: the loss section.

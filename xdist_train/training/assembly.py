@@ -21,7 +21,7 @@ from dataloading.loading.shards import Progress
 from xdist_train.config import Config
 from xdist_train.evidence.inference import Answers, infer, softmax
 from xdist_train.evidence.metrics import Scores, point_figures
-from xdist_train.models.backbones import build_model
+from xdist_train.models.backbones import Normalisation, build_model
 from xdist_train.models.export import ModelDescription, Preprocessing, Selection
 from xdist_train.models.losses import LossFunction, build_class_weights
 from xdist_train.models.prior import PriorShift, find_prior_shift
@@ -115,6 +115,7 @@ class Assembly:
                 mean=self.view.mean,
                 std=self.view.std,
                 reduce_tolerance=loader.reduce_tolerance,
+                normalise="fixed" if self.view.mean else "image",
             ),
             model=self.config.model,
             split=self.config.data.split,
@@ -189,8 +190,8 @@ def _open_splits(config: Config, dataset: Dataset, progress: Progress | None) ->
 
 
 def _input_view(dataset: Dataset, loader: LoaderConfig, weights: StoredWeights | None) -> InputView:
-    """What the weights were trained with, where that is known, else the data set's own mean and deviation."""
-    known = weights.normalisation if weights else None
+    """Each picture's own, or what the weights were trained with, where that is known, else the data set's."""
+    known = Normalisation((), ()) if loader.normalise == "image" else weights and weights.normalisation
     mean, std = (known.mean, known.std) if known else (dataset.info.mean, dataset.info.std)
     if len(set(mean)) == len(set(std)) == 1:
         mean, std = mean[:1], std[:1]  # one figure lets gray stay one channel up to the model

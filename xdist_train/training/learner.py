@@ -35,8 +35,8 @@ __all__ = ["InputView", "Learner"]
 class InputView:
     """How uint8 pictures become the model's input.
 
-    `mean` and `std` are in [0, 1], one figure or one a channel of the model; pictures are squares of
-    `image_size` px with `channels` channels, expanded to the model's.
+    `mean` and `std` are in [0, 1], one figure or one a channel of the model, none for each picture's own;
+    pictures are squares of `image_size` px with `channels` channels, expanded to the model's.
     """
 
     mean: tuple[float, ...]

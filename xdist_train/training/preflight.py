@@ -19,7 +19,7 @@ from cluster.store import Store, open_store
 from dataloading.dataset import Dataset, open_dataset
 from dataloading.loading.cache import cache_root, count_classes, open_split
 from dataloading.loading.plan import StepPlan
-from xdist_train.config import Config, identity
+from xdist_train.config import Config, fill_identity, identity
 from xdist_train.evidence.cams.request import check_method
 from xdist_train.models.backbones import build_model, check_model
 from xdist_train.models.losses import build_class_weights
@@ -115,7 +115,7 @@ def _micro_batch_size(config: Config) -> int:
 
 def check_identity(name: str, earlier: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuses to go on under another identity than the one in an earlier record."""
-    before = earlier.get("identity", now)
+    before = fill_identity(earlier.get("identity", now))
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if not changed:
         return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dataloading.loading.batch import Batch, normalise
 
@@ -59,3 +61,42 @@ def test_a_batch_moves_with_all_its_tensors():
     moved = batch.to(torch.device("meta"))
     assert {t.device.type for t in (moved.images, moved.labels, moved.rows)} == {"meta"}
     assert (len(moved), moved.epoch, moved.step, moved.index) == (2, 1, 2, 3)
+
+
+def _standardised(image: torch.Tensor) -> torch.Tensor:
+    """The definition of `tf.image.per_image_standardization`, written out, of one picture in [0, 1]."""
+    x = image.double() / 255
+    mean = x.sum() / x.numel()
+    variance = ((x - mean) ** 2).sum() / x.numel()
+    return (x - mean) / variance.sqrt().clamp_min(x.numel() ** -0.5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    size=st.integers(1, 20),
+    channels=st.sampled_from([1, 3]),
+    spread=st.integers(1, 256),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 9),
+)
+def test_each_picture_may_be_taken_by_its_own_figures(size, channels, spread, dtype, seed):
+    """(x - mean) / max(deviation, 1 / sqrt(pixels)) of that picture, whatever else is in the batch."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, spread, (3, channels, size, size), dtype=torch.uint8, generator=generator)
+    actual = normalise(images, (), (), dtype=dtype)
+    expected = torch.stack([_standardised(image) for image in images]).expand(3, 3, size, size)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-5 if dtype == torch.float32 else 1e-12)
+    assert torch.equal(normalise(images[1:2], (), (), dtype=dtype), actual[1:2])
+
+
+def test_a_blank_picture_is_zero():
+    """No deviation is no division by 0."""
+    images = torch.full((2, 1, 8, 8), 77, dtype=torch.uint8)
+    assert float(normalise(images, (), ()).abs().max()) < 1e-5
+
+
+def test_brightness_and_contrast_of_a_whole_picture_do_not_matter():
+    """A picture of half the contrast, moved up, is the same picture to the model."""
+    images = pictures(1) // 2 * 2
+    torch.testing.assert_close(normalise(images, (), ()), normalise(images // 2 + 60, (), ()), rtol=0, atol=1e-5)

@@ -117,3 +117,13 @@ def test_our_network_has_no_pretrained_weights() -> None:
     """`imagenet` is refused for it."""
     with pytest.raises(InputError, match=r"no pretrained weights.*small_cnn"):
         pretrained_normalisation(find_backbone("small_cnn"))
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 4])
+def test_one_logit_is_for_two_classes(num_classes: int) -> None:
+    """Any other number is refused, and says what to do."""
+    with pytest.raises(InputError, match=rf"outputs=sigmoid.* {num_classes}\. Use model.outputs=softmax"):
+        build_model(ModelConfig(backbone="small_cnn", outputs="sigmoid"), num_classes)
+    model = build_model(ModelConfig(backbone="small_cnn", outputs="sigmoid"), 2)
+    check_model(model, "small_cnn", 32)
+    assert list(model(torch.zeros(5, 3, 32, 32)).shape) == [5, 2]

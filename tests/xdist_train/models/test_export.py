@@ -123,3 +123,33 @@ def test_other_classes_are_refused() -> None:
     require_same_classes(_DESCRIPTION, ["CNV", "DME", "NORMAL"], "set")
     with pytest.raises(InputError, match="classes are DME, CNV, NORMAL, the model was trained on CNV"):
         require_same_classes(_DESCRIPTION, ["DME", "CNV", "NORMAL"], "set")
+
+
+def test_a_model_of_one_logit_comes_back_as_one(tmp_path: Path) -> None:
+    """model.json records it; a description from before there was the choice is read as one logit a class."""
+    described = dataclasses.replace(
+        _DESCRIPTION, classes=("a", "b"), model=ModelConfig(backbone="small_cnn", outputs="sigmoid"), prior=None
+    )
+    store, model = open_store(str(tmp_path)), build_model(described.model, 2)
+    save_model(store, model.state_dict(), described)
+    loaded, description = load_model(str(tmp_path))
+    images = torch.randn(2, 3, 32, 32)
+    assert "sigmoid" == description.model.outputs == store.read_json("model/model.json")["model"]["outputs"]
+    assert torch.equal(model.eval()(images), loaded(images))
+    older = _DESCRIPTION.to_json()
+    del older["model"]["outputs"]
+    assert _DESCRIPTION == ModelDescription.from_json(older, "older")
+
+
+def test_how_pixels_are_normalised_is_said_and_checked(tmp_path: Path) -> None:
+    """`image` goes with no figures and `fixed` with some; older descriptions, which say neither, are `fixed`."""
+    own = dataclasses.replace(_DESCRIPTION.preprocessing, normalise="image", mean=(), std=())
+    described = dataclasses.replace(_DESCRIPTION, preprocessing=own)
+    values = json.loads(json.dumps(described.to_json()))
+    assert described == ModelDescription.from_json(values, "here")
+    values["preprocessing"]["mean"] = [0.5]
+    with pytest.raises(InputError, match=r"damaged \(normalise 'image' with mean \[0.5\]"):
+        ModelDescription.from_json(values, "here")
+    older = _DESCRIPTION.to_json()
+    del older["preprocessing"]["normalise"]
+    assert _DESCRIPTION == ModelDescription.from_json(older, "older")

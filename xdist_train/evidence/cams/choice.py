@@ -7,7 +7,6 @@ head's form and then tried, with numbers, on the model itself. Knows no data.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -71,11 +70,11 @@ def choose(model: nn.Module, backbone: str, config: CamConfig, image_size: int) 
 def is_exact(view: View) -> bool:
     """Whether a class's logit is the mean of its classic map and a bias."""
     head = find_head(view.model)[1]
-    linear = cast(nn.Linear, head.linear)
-    if hasattr(head, "hidden") or linear.in_features != view.features.shape[1]:
+    weights, bias = head.logit_weights()
+    if hasattr(head, "hidden") or weights.shape[1] != view.features.shape[1]:
         return False
-    evidence = view.logits - linear.bias
-    rebuilt = view.features.mean(dim=(2, 3)) @ linear.weight.T
+    evidence = view.logits - bias
+    rebuilt = view.features.mean(dim=(2, 3)) @ weights.T
     rounding = torch.finfo(view.logits.dtype).eps * view.logits.abs().max()
     return bool((rebuilt - evidence).abs().max() <= _EXACT * evidence.abs().max() + 4 * rounding)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +70,8 @@ class View:
 
 
 def _classic_maps(view: View, rows: Tensor, targets: Tensor) -> Tensor:
-    linear = cast(nn.Linear, find_head(view.model)[1].linear)
-    return torch.einsum("nc,nchw->nhw", _wide(linear.weight[targets]), _wide(view.features[rows]))
+    weights, _ = find_head(view.model)[1].logit_weights()
+    return torch.einsum("nc,nchw->nhw", _wide(weights[targets]), _wide(view.features[rows]))
 
 
 def _family_maps(method: str) -> Callable[[View, Tensor, Tensor], Tensor]:

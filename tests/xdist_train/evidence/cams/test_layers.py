@@ -124,3 +124,9 @@ def test_a_change_in_place_behind_the_layer_does_not_reach_its_output() -> None:
     view = explainer.look(torch.randn(1, 3, 64, 64))
     assert float(view.features.detach().min()) < 0
     assert explainer.maps(view, torch.tensor([0])).shape == (1, 2, 2)
+
+
+def test_classic_is_exact_for_one_logit() -> None:
+    """`auto` takes it: each class's logit is the mean of its map and its bias."""
+    model = build_model(ModelConfig(backbone="resnet18", outputs="sigmoid"), 2)
+    assert "classic" == choose(model, "resnet18", CamConfig(), 64).method

@@ -21,9 +21,9 @@ from xdist_train.models.torchvision_shim import declare_missing_operators
 _BACKBONES = ["small_cnn", "resnet18", "mobilenet_v3_small"]
 
 
-def _model(backbone: str, dtype: torch.dtype = torch.float32, **settings: Any) -> nn.Module:
+def _model(backbone: str, dtype: torch.dtype = torch.float32, num_classes: int = 3, **settings: Any) -> nn.Module:
     torch.manual_seed(0)
-    model = build_model(ModelConfig(backbone=backbone, **settings), 3).eval()
+    model = build_model(ModelConfig(backbone=backbone, **settings), num_classes).eval()
     for module in model.modules():  # as after some training: figures of BatchNorm are not 0 and 1
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.7, 1.3)
@@ -168,3 +168,21 @@ def test_a_layer_that_runs_twice_is_refused() -> None:
     """A ReLU that a block uses at two places has no one output."""
     with pytest.raises(LayerError, match="runs 2 times"):
         Explainer(_model("resnet18"), "layer4.1.relu", "gradcam").look(_images(1, 32))
+
+
+def test_of_one_logit_the_classes_have_opposite_maps() -> None:
+    """Classic and Grad-CAM maps of the second class are the logit's own, by half, and those of the first minus that."""
+    images, backbone = _images(2, dtype=torch.float64), "resnet18"
+    model = _model(backbone, torch.float64, 2, outputs="sigmoid")
+    layer = find_layer(model, backbone)
+    features, logits = _output_of(model, layer, images)
+    (gradients,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), features)
+    weights = find_head(model)[1].linear.weight.detach()[0]
+    expected = {
+        "classic": torch.einsum("c,nchw->nhw", weights, features.detach()),
+        "gradcam": torch.einsum("nc,nchw->nhw", gradients.mean(dim=(2, 3)), features.detach()),
+    }
+    for method, of_logit in expected.items():
+        first, second = (_maps(model, layer, method, images, torch.full((2,), target)) for target in (0, 1))
+        assert torch.equal(first, -second)
+        torch.testing.assert_close(second, of_logit / 2, rtol=1e-9, atol=1e-12)
