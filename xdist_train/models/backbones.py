@@ -110,7 +110,7 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
 
     Only the last linear layer is replaced; all before it, dropout too, stays as the library has it.
     Images [n, model.in_channels, s, s] to logits [n, num_classes]. With one channel the network is, of the same
-    generator, that with three on a gray image expanded to them.
+    generator, that with three on a gray image expanded to them (but for timm's that standardise their weights).
 
     Raises:
         InputError: unknown backbone, one without a single linear layer at its end or, where one channel is asked for,
