@@ -67,6 +67,8 @@ class ModelConfig:
     """Units of a hidden layer in the head; 0 is none."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation of `small_cnn`."""
+    in_channels: int = 3
+    """Channels of the first convolution: 3, or 1 for a gray data set, with weights that are the sum over three."""
     outputs: Literal["softmax", "sigmoid"] = "softmax"
     """`softmax` has a logit a class; `sigmoid` one logit for two classes, whose sigmoid is the second's probability."""
 
@@ -75,6 +77,8 @@ class ModelConfig:
             raise ValueError("model.backbone must name a network")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must lie in 0..1 (below 1), not {self.dropout}")
+        if self.in_channels not in (1, 3):
+            raise ValueError(f"model.in_channels must be 3 or 1, not {self.in_channels}")
         at_least("model", self, hidden=0)
 
 

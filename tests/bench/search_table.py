@@ -27,7 +27,7 @@ from dataloading.packing.pack import run_pack
 from dataloading.packing.phantom import PhantomConfig, run_phantom
 from tune_spaces.space import Space
 from tune_spaces.space_file import read_space
-from xdist_train.config import identity, read_recipe, resolve_config
+from xdist_train.config import fill_identity, identity, read_recipe, resolve_config
 
 __all__ = [
     "OVERRIDES",
@@ -190,6 +190,8 @@ def read_table(path: Path = TABLE_PATH, settings: Mapping[str, Any] | None = Non
     read = pq.read_table(path, schema=None)
     notes = {key.decode(): text.decode() for key, text in read.schema.metadata.items()}
     kept = json.loads(notes.pop("settings"))
+    if settings is None:  # recorded before a setting was there: at its default
+        kept["config"] = json.loads(json.dumps(fill_identity(kept["config"])))
     now = json.loads(json.dumps(table_settings() if settings is None else settings))
     differ = sorted(key for key in kept.keys() | now.keys() if digest(kept.get(key)) != digest(now.get(key)))
     if differ:

@@ -30,7 +30,7 @@ from dataloading.loading.plan import evaluation_requests
 from xdist_train.config import Config
 from xdist_train.evidence.evaluate import evaluation_report, predictions_table
 from xdist_train.evidence.inference import Answers, infer, softmax
-from xdist_train.models.backbones import INPUT_CHANNELS
+from xdist_train.models.backbones import require_channels
 from xdist_train.models.export import ModelDescription, load_model, require_same_classes
 from xdist_train.models.precision import resolve_precision
 from xdist_train.models.prior import PriorShift
@@ -101,6 +101,7 @@ def run_evaluation(model_uri: str, split: str, data_uri: str = "") -> dict[str, 
         raise InputError(f"{model_uri!r} is a bare model folder: say what to evaluate it on, --data DATASET.")
     dataset = open_dataset(data_uri or (config.data.uri if config else ""))
     require_same_classes(description, dataset.info.classes, dataset.store.uri)
+    require_channels(description.model, dataset.info.channels, dataset.store.uri)
     settings = config or Config()
     rows = open_split(dataset, description.split, split, cache_root(settings.loader.cache_dir))
     answers = _answers(model, description, dataset, rows, settings.train.precision if config else "float32")
@@ -133,7 +134,7 @@ def _answers(
 
     @torch.inference_mode()
     def logits(batch: Batch) -> Tensor:
-        images = normalise(batch.to(device).images, facts.mean, facts.std, INPUT_CHANNELS, dtype)
+        images = normalise(batch.to(device).images, facts.mean, facts.std, description.model.in_channels, dtype)
         with arithmetic.context(device):
             output: Tensor = model(images.contiguous())
         return output.to("cpu", dtype)

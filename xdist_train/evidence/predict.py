@@ -27,8 +27,7 @@ from dataloading.loading.opencv import OpenCVExecutor
 from dataloading.packing.images import read_file, read_image
 from dataloading.packing.rejection import RejectedError
 from xdist_train.evidence.inference import softmax
-from xdist_train.models.backbones import INPUT_CHANNELS
-from xdist_train.models.export import Preprocessing, load_model
+from xdist_train.models.export import ModelDescription, load_model
 
 __all__ = ["Prediction", "predict_images"]
 
@@ -65,7 +64,7 @@ def predict_images(model_uri: str, paths: Sequence[str | Path], device: torch.de
         InputError: no model there, or a file that is missing or not a whole image; it is named.
     """
     model, description = load_model(model_uri)
-    classifier = _Classifier(model.to(device), description.preprocessing, torch.device(device))
+    classifier = _Classifier(model.to(device), description, torch.device(device))
     try:
         chunks = [paths[start : start + _BATCH_SIZE] for start in range(0, len(paths), _BATCH_SIZE)]
         rows = np.concatenate([classifier.probabilities(chunk) for chunk in chunks])
@@ -85,8 +84,9 @@ class _Picture(NamedTuple):
 class _Classifier:
     """Model, executor and preprocessing, put together once."""
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing, device: torch.device) -> None:
-        self._model, self._preprocessing, self._device = model, preprocessing, device
+    def __init__(self, model: nn.Module, description: ModelDescription, device: torch.device) -> None:
+        preprocessing = description.preprocessing
+        self._model, self._description, self._device = model, description, device
         self._dtype = next(model.parameters()).dtype
         self._view = View(
             image_size=preprocessing.image_size,
@@ -112,8 +112,8 @@ class _Classifier:
         """Probabilities of a few image files, [n, K]."""
         pictures = [_read_picture(path) for path in paths]
         pixels = self._decode(paths, pictures).to(self._device)
-        facts = self._preprocessing
-        images = normalise(pixels, facts.mean, facts.std, INPUT_CHANNELS, self._dtype)
+        facts, channels = self._description.preprocessing, self._description.model.in_channels
+        images = normalise(pixels, facts.mean, facts.std, channels, self._dtype)
         return softmax(self._model(images.contiguous()))
 
     def _decode(self, paths: Sequence[str | Path], pictures: Sequence[_Picture]) -> Tensor:

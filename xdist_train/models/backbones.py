@@ -2,7 +2,7 @@
 
 One rule finds a name: `small_cnn` is ours; `timm/NAME` is timm's; a bare name is torchvision's where
 torchvision has it, else timm's (35 names are in both; write `timm/resnet50` for timm's). Models take
-three channels; gray images are expanded by the loader. Knows no data and no weights.
+three channels, to which gray images are expanded, or one (`model.in_channels=1`). Knows no data and no weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cluster.errors import InputError
 from xdist_train.config import ModelConfig
@@ -30,6 +30,8 @@ __all__ = [
     "check_model",
     "find_backbone",
     "pretrained_normalisation",
+    "require_channels",
+    "summed_over_channels",
 ]
 
 INPUT_CHANNELS = 3
@@ -107,11 +109,12 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """A network with new weights (torch's global generator), our head, and the trunk frozen if asked.
 
     Only the last linear layer is replaced; all before it, dropout too, stays as the library has it.
-    Images [n, 3, s, s] to logits [n, num_classes].
+    Images [n, model.in_channels, s, s] to logits [n, num_classes]. With one channel the network is, of the same
+    generator, that with three on a gray image expanded to them (but for timm's that standardise their weights).
 
     Raises:
-        InputError: unknown backbone, one without a single linear layer at its end, or one logit for other than two
-            classes.
+        InputError: unknown backbone, one without a single linear layer at its end or, where one channel is asked for,
+            a convolution of three at its beginning; one logit for other than two classes.
     """
     one_logit = config.outputs == "sigmoid"
     if one_logit and num_classes != 2:
@@ -121,6 +124,8 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         )
     backbone = find_backbone(config.backbone)
     network = build_network(backbone, config.norm)
+    if config.in_channels == 1:
+        _narrow_stem(network, backbone)
     name = _last_linear(network, backbone)
     linear = cast(nn.Linear, network.get_submodule(name))
     parent, _, child = name.rpartition(".")
@@ -129,6 +134,42 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     if config.freeze == "backbone":
         freeze_backbone(network)
     return network
+
+
+def summed_over_channels(weight: Tensor) -> Tensor:
+    """Weights [out, 3, h, w] of a convolution to those [out, 1, h, w] that give the same for gray expanded to three."""
+    return weight.sum(dim=1, keepdim=True)
+
+
+def require_channels(config: ModelConfig, channels: int, uri: str) -> None:
+    """Refuse a data set of coloured pictures for a network of one channel.
+
+    Args:
+        channels: of the data set's pictures, 1 or 3.
+        uri: of the data set.
+
+    Raises:
+        InputError: it has more than the network takes.
+    """
+    if channels > config.in_channels:
+        raise InputError(
+            f"model.in_channels=1 takes gray pictures, those of {uri} have {channels} channels. "
+            "Use model.in_channels=3, or pack the pictures again with pack.channels=gray."
+        )
+
+
+def _narrow_stem(network: nn.Module, backbone: Backbone) -> None:
+    """One channel in the first convolution that takes three, in place."""
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    stem = next((module for module in convolutions if module.in_channels == INPUT_CHANNELS), None)
+    if stem is None or stem.groups != 1:
+        raise InputError(
+            f"model.in_channels=1: model.backbone {backbone.spelling!r} has no convolution of three channels at its "
+            "beginning. Use model.in_channels=3, or another backbone."
+        )
+    with torch.no_grad():
+        stem.weight = nn.Parameter(summed_over_channels(stem.weight))
+    stem.in_channels = 1
 
 
 def _last_linear(network: nn.Module, backbone: Backbone) -> str:
@@ -149,7 +190,7 @@ def _last_linear(network: nn.Module, backbone: Backbone) -> str:
     return name
 
 
-def check_model(model: nn.Module, backbone: str, image_size: int) -> None:
+def check_model(model: nn.Module, backbone: str, image_size: int, channels: int = INPUT_CHANNELS) -> None:
     """Run shapes (no numbers) through a model: whether it takes square images of this side.
 
     The model is copied to torch's meta device; it is not changed.
@@ -158,12 +199,13 @@ def check_model(model: nn.Module, backbone: str, image_size: int) -> None:
         model: from `build_model`, on any device, the meta device too.
         backbone: its name, for the error.
         image_size: side in pixels.
+        channels: its `model.in_channels`.
 
     Raises:
         InputError: it does not, e.g. a vision transformer made for 224 px.
     """
     shapes = _meta_copy(model).eval()
-    images = torch.empty(2, INPUT_CHANNELS, image_size, image_size, device="meta")
+    images = torch.empty(2, channels, image_size, image_size, device="meta")
     try:
         with torch.no_grad():
             logits = shapes(images)

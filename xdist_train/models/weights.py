@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from cluster.errors import InputError, StoreError
 from cluster.store import Store, open_store
-from xdist_train.models.backbones import Backbone, Normalisation, find_backbone
+from xdist_train.models.backbones import (
+    INPUT_CHANNELS,
+    Backbone,
+    Normalisation,
+    find_backbone,
+    summed_over_channels,
+)
 from xdist_train.models.export import DESCRIPTION_KEY, MODEL_FOLDER, WEIGHTS_KEY, ModelDescription
 from xdist_train.models.heads import find_head
 from xdist_train.models.pretrained import Pretrained, download_weights, install_hint, installed_weights
@@ -92,18 +98,21 @@ def require_fit(model: nn.Module, tensors: Mapping[str, Tensor], source: str) ->
     """
     prefix = f"{find_head(model)[0]}."
     wanted = model.state_dict()
+    tensors = _with_stem_of(wanted, tensors)
     trunk = [name for name in [*wanted, *tensors] if not name.startswith(prefix)]
     misfits = [text for name in dict.fromkeys(trunk) if (text := _misfit(name, wanted, tensors))]
     if misfits:
         raise InputError(
             f"model.weights: the tensors of {source} do not fit model.backbone: {'; '.join(misfits[:_SHOWN])}"
             f"{f' and {len(misfits) - _SHOWN} more' if len(misfits) > _SHOWN else ''}. "
-            "Give weights of the same backbone (and model.norm), or model.weights=none."
+            "Give weights of the same backbone (and model.norm, model.in_channels), or model.weights=none."
         )
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[str]:
     """Fill a model's trunk, and its head where the tensors fit.
+
+    Where a convolution takes one channel and the tensors' takes three, they are summed over the channels.
 
     Args:
         model: from `build_model`; changed in place.
@@ -118,6 +127,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     """
     require_fit(model, tensors, source)
     wanted = model.state_dict()
+    tensors = _with_stem_of(wanted, tensors)
     fitting = {name: tensors[name] for name in wanted if not _misfit(name, wanted, tensors)}
     model.load_state_dict(fitting, strict=False)
     return [name for name in wanted if name not in fitting]
@@ -207,6 +217,16 @@ def _stored_from_json(values: Any, where: str) -> StoredWeights:
     except (KeyError, TypeError) as error:
         reason = f"{where} is damaged ({error}). Delete it and run `xdist-train weights` again."
         raise StoreError(reason) from None
+
+
+def _with_stem_of(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with those of a convolution of three channels summed where one channel is wanted."""
+    adapted = dict(tensors)
+    for name in wanted.keys() & tensors.keys():
+        here, there = wanted[name].shape, tensors[name].shape
+        if len(here) == 4 and here[1] == 1 and there == (here[0], INPUT_CHANNELS, *here[2:]):
+            adapted[name] = summed_over_channels(tensors[name])
+    return adapted
 
 
 def _misfit(name: str, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:

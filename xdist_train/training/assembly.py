@@ -12,7 +12,6 @@ import torch
 
 from cluster.store import open_store
 from cluster.world import World
-from dataloading.config import LoaderConfig
 from dataloading.dataset import SPLITS, Dataset
 from dataloading.loading.cache import Split, cache_root, open_split
 from dataloading.loading.loader import Loader
@@ -61,7 +60,7 @@ class Assembly:
         self.config, self.dataset, self.world, self.device = config, dataset, world, device
         self.micro_batch_size, self.weights = micro_batch_size, weights
         self.pulse = pulse or Pulse()
-        self.view = _input_view(dataset, config.loader, weights)
+        self.view = _input_view(dataset, config, weights)
         self.splits = _open_splits(config, dataset, progress)
         self.learner = self._build_learner()
         self.loader = self._build_loader("train", train=True)
@@ -189,10 +188,13 @@ def _open_splits(config: Config, dataset: Dataset, progress: Progress | None) ->
     }
 
 
-def _input_view(dataset: Dataset, loader: LoaderConfig, weights: StoredWeights | None) -> InputView:
+def _input_view(dataset: Dataset, config: Config, weights: StoredWeights | None) -> InputView:
     """Each picture's own, or what the weights were trained with, where that is known, else the data set's."""
+    info, loader, model_channels = dataset.info, config.loader, config.model.in_channels
     known = Normalisation((), ()) if loader.normalise == "image" else weights and weights.normalisation
-    mean, std = (known.mean, known.std) if known else (dataset.info.mean, dataset.info.std)
+    mean, std = (known.mean, known.std) if known else (info.mean, info.std)
     if len(set(mean)) == len(set(std)) == 1:
         mean, std = mean[:1], std[:1]  # one figure lets gray stay one channel up to the model
-    return InputView(mean, std, loader.image_size, dataset.info.channels)
+    if len(mean) > model_channels:
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)  # about right for the sum of three channels
+    return InputView(mean, std, loader.image_size, info.channels, model_channels)

@@ -36,13 +36,14 @@ class InputView:
     """How uint8 pictures become the model's input.
 
     `mean` and `std` are in [0, 1], one figure or one a channel of the model, none for each picture's own;
-    pictures are squares of `image_size` px with `channels` channels, expanded to the model's.
+    pictures are squares of `image_size` px with `channels` channels, expanded to the model's `model_channels`.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_size: int
     channels: int
+    model_channels: int = INPUT_CHANNELS
 
 
 class Learner:
@@ -128,7 +129,7 @@ class Learner:
 
     def _forward(self, module: nn.Module, images: Tensor) -> Tensor:
         view = self.view
-        pixels = normalise(images, view.mean, view.std, INPUT_CHANNELS, self.precision.weights)
+        pixels = normalise(images, view.mean, view.std, view.model_channels, self.precision.weights)
         pixels = pixels.contiguous(memory_format=self.memory_format)
         with self.precision.context(self.device):
             logits = module(pixels)

@@ -21,7 +21,7 @@ from dataloading.loading.cache import cache_root, count_classes, open_split
 from dataloading.loading.plan import StepPlan
 from xdist_train.config import Config, fill_identity, identity
 from xdist_train.evidence.cams.request import check_method
-from xdist_train.models.backbones import build_model, check_model
+from xdist_train.models.backbones import build_model, check_model, require_channels
 from xdist_train.models.losses import build_class_weights
 from xdist_train.models.tensors import WEIGHTS_LIMIT_BYTES
 from xdist_train.models.weights import StoredWeights, read_weights, require_fit, resolve_weights
@@ -74,6 +74,7 @@ def prepare(config: Config, label: str, place: Store | None = None) -> Prepared:
     micro = config.train.micro_batch_size or int(earlier.get("micro_batch_size") or _micro_batch_size(config))
     same = identity(config, dataset.info.fingerprint, micro)
     check_identity(folder.name, earlier, same)
+    require_channels(config.model, dataset.info.channels, dataset.store.uri)
     _check_splits(config, dataset, micro)
     build_schedule(config.schedule, 1, config.train.epochs)
     weights = check_network(config, len(dataset.info.classes))
@@ -152,7 +153,7 @@ def check_network(config: Config, num_classes: int) -> StoredWeights | None:
     """The network can be built, takes images of this size, and its first weights fit: by shapes alone."""
     with torch.device("meta"):
         model = build_model(config.model, num_classes)
-    check_model(model, config.model.backbone, config.loader.image_size)
+    check_model(model, config.model.backbone, config.loader.image_size, config.model.in_channels)
     _check_weights_size(model, config.model.backbone)
     if config.cam.after:
         check_method(config.model, num_classes, config.cam, config.loader.image_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from cluster.errors import InputError
 from xdist_train.config import ModelConfig
@@ -13,6 +14,7 @@ from xdist_train.models.backbones import (
     check_model,
     find_backbone,
     pretrained_normalisation,
+    require_channels,
 )
 from xdist_train.models.heads import find_head, is_frozen
 
@@ -127,3 +129,56 @@ def test_one_logit_is_for_two_classes(num_classes: int) -> None:
     model = build_model(ModelConfig(backbone="small_cnn", outputs="sigmoid"), 2)
     check_model(model, "small_cnn", 32)
     assert list(model(torch.zeros(5, 3, 32, 32)).shape) == [5, 2]
+
+
+def _pair(backbone: str) -> list[nn.Module]:
+    """Networks of three channels and of one with the same new weights, in eval mode."""
+    networks = []
+    for channels in (3, 1):
+        torch.manual_seed(0)
+        networks.append(build_model(ModelConfig(backbone=backbone, in_channels=channels), 2).eval())
+    return networks
+
+
+@pytest.mark.parametrize("backbone", ["small_cnn", "resnet18", "timm/resnet18", "tf_efficientnet_lite0", "vit_b_32"])
+def test_one_channel_is_three_that_are_equal(backbone: str) -> None:
+    """A network of one channel gives the logits of its twin on the expanded picture, within 1e-5."""
+    three, one = _pair(backbone)
+    gray = torch.randn(2, 1, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(one(gray), three(gray.expand(-1, 3, -1, -1)), rtol=0, atol=1e-5)
+
+
+def test_one_channel_is_a_third_of_the_first_layer() -> None:
+    """Only the first convolution changes, from three input channels to one."""
+    three, one = ({name: list(tensor.shape) for name, tensor in net.state_dict().items()} for net in _pair("resnet18"))
+    assert {"conv1.weight": ([64, 3, 7, 7], [64, 1, 7, 7])} == {
+        name: (shape, one[name]) for name, shape in three.items() if shape != one[name]
+    }
+
+
+@pytest.mark.parametrize("name", ["densenet121", "vgg11", "mobilenet_v3_small", "convnext_tiny", "inception_v3",
+                                  "timm/inception_resnet_v2", "timm/xception41", "timm/regnety_002"])  # fmt: skip
+def test_every_family_takes_one_channel(name: str) -> None:
+    """By shapes: gray pictures go in, and coloured ones do not."""
+    with torch.device("meta"):
+        model = build_model(ModelConfig(backbone=name, in_channels=1), 2)
+    check_model(model, name, 299, 1)
+    with pytest.raises(InputError, match="does not take images"):
+        check_model(model, name, 299, 3)
+
+
+def test_a_network_of_one_channel_takes_gray_sets_only() -> None:
+    """Coloured pictures are refused with what to do; gray ones go into any network."""
+    for channels in (1, 3):
+        require_channels(ModelConfig(in_channels=channels), 1, "set")
+    require_channels(ModelConfig(), 3, "set")
+    with pytest.raises(InputError, match=r"model.in_channels=1 takes gray pictures, those of set have 3.*Use model"):
+        require_channels(ModelConfig(in_channels=1), 3, "set")
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_channels_are_one_or_three(channels: int) -> None:
+    """Nothing else can be made of a picture."""
+    with pytest.raises(ValueError, match=r"model\.in_channels must be 3 or 1"):
+        ModelConfig(in_channels=channels)

@@ -196,3 +196,20 @@ def test_the_packaged_weights_are_timms_lite0(store: Store) -> None:
     variances = [tensor for name, tensor in model.state_dict().items() if name.endswith("running_var")]
     assert all((tensor >= 0).all() for tensor in variances)
     assert all((tensor != 1).all() for tensor in variances)
+
+
+def test_weights_of_three_channels_are_summed_for_one() -> None:
+    """A ResNet-18 of one channel with another's weights gives that one's logits on expanded gray, within 1e-5."""
+    torch.manual_seed(3)
+    source, model = (build_model(ModelConfig(backbone="resnet18", in_channels=number), 2).eval() for number in (3, 1))
+    assert [] == load_weights(model, source.state_dict(), "run")
+    gray = torch.randn(4, 1, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(model(gray), source(gray.expand(-1, 3, -1, -1)), rtol=0, atol=1e-5)
+
+
+def test_weights_of_one_channel_do_not_fit_three() -> None:
+    """What the channels had is not known from their sum; the setting is named."""
+    one, three = (build_model(ModelConfig(backbone="small_cnn", in_channels=number), 2) for number in (1, 3))
+    with pytest.raises(InputError, match=r"stem\.0\.weight has shape \[16, 1, 3, 3\].*model\.in_channels"):
+        load_weights(three, one.state_dict(), "run")

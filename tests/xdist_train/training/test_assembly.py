@@ -16,12 +16,13 @@ from dataloading.dataset import Dataset
 from tests.dataloading.loading.packed import encode_jpeg, speckled_picture, write_dataset
 from tests.end_to_end.commands import SMALL
 from tests.xdist_train.training.ranks import FolderReporter
-from xdist_train.config import resolve_config
+from xdist_train.config import Config, ModelConfig, resolve_config
 from xdist_train.evidence.evaluation import build_evidence, run_evaluation
 from xdist_train.evidence.predict import predict_images
+from xdist_train.models.backbones import Normalisation
 from xdist_train.models.export import ModelDescription, save_model
-from xdist_train.models.weights import resolve_weights
-from xdist_train.training.assembly import Assembly
+from xdist_train.models.weights import StoredWeights, resolve_weights
+from xdist_train.training.assembly import Assembly, _input_view
 from xdist_train.training.loop import run_loop
 from xdist_train.training.state import TrainState
 
@@ -136,3 +137,30 @@ def test_weights_of_a_run_bring_its_normalisation(train: Callable[..., _Trained]
     first = train("loader.normalise=image", "train.epochs=1")
     second = train(f"model.weights={first.model_uri}", "train.epochs=1")
     assert "image" == second.description.preprocessing.normalise
+
+
+@pytest.mark.parametrize("normalise", ["auto", "image"])
+def test_a_network_of_one_channel_learns(
+    train: Callable[..., _Trained], two_classes: Dataset, tmp_path: Path, normalise: str
+) -> None:
+    """Gray goes in as it is, in training, evaluation and prediction."""
+    trained = train("model.in_channels=1", f"loader.normalise={normalise}")
+    assert 1 == trained.description.model.in_channels
+    assert trained.figures[-1] > 0.95
+    _same_afterwards(trained, two_classes, tmp_path)
+
+
+def test_one_channel_starts_from_weights_of_three(train: Callable[..., _Trained]) -> None:
+    """Trained on without a step that moves anything, its answers are those of the network that it started from."""
+    first = train("train.epochs=2", "model.norm=group")
+    still = ("train.epochs=1", "model.norm=group", "optim.lr=1e-12", f"model.weights={first.model_uri}")
+    three, one = train(*still), train(*still, "model.in_channels=1")
+    np.testing.assert_allclose(one.columns, three.columns, atol=1e-5)
+
+
+def test_three_figures_become_one_for_one_channel(two_classes: Dataset) -> None:
+    """Weights that were trained with a mean and deviation a channel leave their means to the sum of channels."""
+    weights = StoredWeights("", "", Normalisation((0.3, 0.4, 0.8), (0.1, 0.2, 0.3)))
+    views = [_input_view(two_classes, Config(model=ModelConfig(in_channels=channels)), weights) for channels in (3, 1)]
+    assert [3, 1] == [len(view.mean) for view in views]
+    assert (*views[1].mean, *views[1].std) == pytest.approx((0.5, 0.2))

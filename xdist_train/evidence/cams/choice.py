@@ -40,7 +40,9 @@ class Choice:
         return f"{self.method}-{self.layer}"
 
 
-def choose(model: nn.Module, backbone: str, config: CamConfig, image_size: int) -> Choice:
+def choose(
+    model: nn.Module, backbone: str, config: CamConfig, image_size: int, channels: int = INPUT_CHANNELS
+) -> Choice:
     """The layer and the method that explain a model, tried on two images of noise.
 
     Args:
@@ -48,12 +50,13 @@ def choose(model: nn.Module, backbone: str, config: CamConfig, image_size: int) 
         backbone: its `model.backbone`.
         config: what was asked for.
         image_size: of the model's input, pixels.
+        channels: of the model's input.
 
     Raises:
         InputError: no known layer, one that gives no maps, or classic asked for where it is not exact.
     """
     layer = find_layer(model, backbone, config.layer)
-    view = _probe(model, layer, backbone, image_size)
+    view = _probe(model, layer, backbone, (2, channels, image_size, image_size))
     _require_maps(view.features, layer, backbone)
     exact = is_exact(view)
     if config.method == "classic" and not exact:
@@ -79,9 +82,8 @@ def is_exact(view: View) -> bool:
     return bool((rebuilt - evidence).abs().max() <= _EXACT * evidence.abs().max() + 4 * rounding)
 
 
-def _probe(model: nn.Module, layer: str, backbone: str, image_size: int) -> View:
-    parameter = next(model.parameters())
-    shape, generator = (2, INPUT_CHANNELS, image_size, image_size), torch.Generator().manual_seed(0)
+def _probe(model: nn.Module, layer: str, backbone: str, shape: tuple[int, ...]) -> View:
+    parameter, generator = next(model.parameters()), torch.Generator().manual_seed(0)
     images = torch.randn(shape, generator=generator, dtype=parameter.dtype).to(parameter.device)
     try:
         return Explainer(model, layer, "classic").look(images)

@@ -59,7 +59,7 @@ GRADIENT_FAMILY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class View:
     """A batch as the model sees it.
 
-    images: [n, 3, s, s], normalised. features: [n, C, h, w], the layer's output, not to be changed.
+    images: [n, channels, s, s], normalised. features: [n, C, h, w], the layer's output, not to be changed.
     logits: [n, classes].
     """
 
@@ -125,7 +125,7 @@ class Explainer:
         self._method = method
 
     def look(self, images: Tensor) -> View:
-        """One forward pass over a batch of normalised images [n, 3, s, s].
+        """One forward pass over a batch of normalised images [n, channels, s, s].
 
         Raises:
             LayerError: the layer did not run once, or gave no tensor.

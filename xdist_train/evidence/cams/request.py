@@ -19,7 +19,7 @@ from xdist_train.config import CamConfig, Config, ModelConfig
 from xdist_train.evidence.cams.choice import Choice, choose
 from xdist_train.evidence.cams.worker import CamOrder
 from xdist_train.evidence.evaluation import view_config
-from xdist_train.models.backbones import build_model
+from xdist_train.models.backbones import build_model, require_channels
 from xdist_train.models.export import ModelDescription, load_model, require_same_classes
 
 __all__ = ["CamRequest", "check_method", "read_request"]
@@ -77,8 +77,9 @@ def read_request(
     model, description = load_model(run_uri)
     dataset = open_dataset(data_uri or config.data.uri)
     require_same_classes(description, dataset.info.classes, dataset.store.uri)
+    require_channels(description.model, dataset.info.channels, dataset.store.uri)
     loader = view_config(description, config.loader)
-    choice = choose(model, description.model.backbone, cam, loader.image_size)
+    choice = choose(model, description.model.backbone, cam, loader.image_size, description.model.in_channels)
     num_images = count_images(dataset, description.split, cam.split)
     order = CamOrder(
         run_uri=run.store.uri,
@@ -107,7 +108,8 @@ def check_method(model: ModelConfig, num_classes: int, cam: CamConfig, image_siz
     Raises:
         InputError: it cannot.
     """
-    return choose(build_model(replace(model, freeze="none"), num_classes), model.backbone, cam, image_size)
+    network = build_model(replace(model, freeze="none"), num_classes)
+    return choose(network, model.backbone, cam, image_size, model.in_channels)
 
 
 def _config(run: RunFolder, overrides: Sequence[str]) -> Config:

@@ -42,7 +42,6 @@ from xdist_train.evidence.cams.methods import Explainer, View
 from xdist_train.evidence.cams.overlay import draw_overlay, encode_jpeg, shown_picture
 from xdist_train.evidence.cams.parts import encode_part, maps_in, read_part
 from xdist_train.evidence.cams.shortcut import border_of, energy_share, outside_tissue
-from xdist_train.models.backbones import INPUT_CHANNELS
 from xdist_train.models.export import ModelDescription, load_model
 from xdist_train.models.precision import Precision, resolve_precision
 
@@ -175,7 +174,8 @@ class CamWorker:
 
     def _images(self, pixels: Tensor) -> Tensor:
         facts, dtype = self._description.preprocessing, next(self._model.parameters()).dtype
-        images = normalise(pixels.to(self._device), facts.mean, facts.std, INPUT_CHANNELS, dtype)
+        channels = self._description.model.in_channels
+        images = normalise(pixels.to(self._device), facts.mean, facts.std, channels, dtype)
         return images.contiguous(memory_format=torch.channels_last)
 
     def _shortcut(self, maps: Tensor, pixels: npt.NDArray[np.uint8]) -> Columns:

@@ -130,3 +130,9 @@ def test_classic_is_exact_for_one_logit() -> None:
     """`auto` takes it: each class's logit is the mean of its map and its bias."""
     model = build_model(ModelConfig(backbone="resnet18", outputs="sigmoid"), 2)
     assert "classic" == choose(model, "resnet18", CamConfig(), 64).method
+
+
+def test_a_network_of_one_channel_is_explained() -> None:
+    """It is tried on noise of one channel."""
+    model = build_model(ModelConfig(backbone="resnet18", in_channels=1), 3)
+    assert "classic" == choose(model, "resnet18", CamConfig(), 64, channels=1).method

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from dataloading.config import DataConfig, LoaderConfig, PackConfig
 from dataloading.dataset import Dataset, open_dataset
 from dataloading.packing.pack import run_pack
 from dataloading.packing.phantom import PhantomConfig, run_phantom
+from tests.dataloading.loading.packed import encode_jpeg, speckled_picture, write_dataset
 from xdist_train.config import CamConfig, Config, ModelConfig
 from xdist_train.evidence.cams.faithfulness import REMOVALS
 from xdist_train.evidence.cams.localisation import BLOB, MEAN_MAP
@@ -44,23 +46,33 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def run(phantom: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A run folder of a network with new weights, as a training leaves it."""
-    store = open_store(str(tmp_path_factory.mktemp("runs") / "run"))
+    return _write_run(tmp_path_factory.mktemp("runs") / "run", phantom, ModelConfig(backbone="small_cnn"))
+
+
+def _write_run(folder: Path, data: Dataset, model: ModelConfig, *, split: str = "patient", own: bool = False) -> Store:
+    """`own` takes each picture by its own mean and deviation."""
+    store, info = open_store(str(folder)), data.info
     torch.manual_seed(0)
-    model, info = ModelConfig(backbone="small_cnn"), phantom.info
     facts = Preprocessing(
-        image_size=_SIZE, fit="stretch", channels=1, mean=info.mean, std=info.std, reduce_tolerance=0.9
+        image_size=_SIZE,
+        fit="stretch",
+        channels=1,
+        mean=() if own else info.mean,
+        std=() if own else info.std,
+        reduce_tolerance=0.9,
+        normalise="image" if own else "fixed",
     )
     description = ModelDescription(
         classes=info.classes,
         preprocessing=facts,
         model=model,
-        split="patient",
+        split=split,
         fingerprint=info.fingerprint,
         selection=Selection(epoch=0, step=1, metric="mcc", value=0.0),
     )
     save_model(store, build_model(model, len(info.classes)).state_dict(), description)
     config = Config(
-        data=DataConfig(uri=phantom.store.uri), model=model, loader=LoaderConfig(cache_dir=f"{store.uri}-cache")
+        data=DataConfig(uri=data.store.uri), model=model, loader=LoaderConfig(cache_dir=f"{store.uri}-cache")
     )
     store.write(CONFIG, dump_yaml(config).encode())
     store.write_json(RUN, {"status": "finished", "complete": [], "test_evaluations": 0})
@@ -79,7 +91,23 @@ def _explained(run: Store, **settings: Any) -> tuple[CamRequest, CamWorker, pa.T
 
 def test_rows_are_those_of_evaluation(run: Store) -> None:
     """The same images in the same order, the same answers: maps are of what evaluation saw."""
-    _, _, rows = _explained(run)
+    _require_rows_of_evaluation(run)
+
+
+@pytest.mark.parametrize("method", ["auto", "gradcam", "scorecam"])
+def test_one_logit_one_channel_and_own_figures_are_explained_as_evaluated(tmp_path: Path, method: str) -> None:
+    """Outputs and input of another kind than the usual reach the maps as they reach the figures."""
+    images = [encode_jpeg(speckled_picture(number, 70, 60)) for number in range(20)]
+    labels, splits = [int(number >= 9) for number in range(20)], [*["train"] * 18, "val", "test"]
+    data = write_dataset(tmp_path / "two", images, labels, splits=splits)
+    model = ModelConfig(backbone="small_cnn", outputs="sigmoid", in_channels=1)
+    run = _write_run(tmp_path / "run", data, model, split="given", own=True)
+    request = _require_rows_of_evaluation(run, method=method, faithfulness=4)
+    assert request.order.choice.method == ("classic" if method == "auto" else method)
+
+
+def _require_rows_of_evaluation(run: Store, **settings: Any) -> CamRequest:
+    request, _, rows = _explained(run, **settings)
     run_evaluation(run.uri, "train")
     with run.open_reader("predictions/train.parquet") as stream:
         predictions = pa.parquet.read_table(stream)
@@ -87,6 +115,7 @@ def test_rows_are_those_of_evaluation(run: Store) -> None:
     assert predictions["label"].to_pylist() == rows["label"].to_pylist()
     probabilities = np.stack([predictions[name].to_numpy() for name in predictions.column_names[4:]], axis=1)
     assert np.abs(probabilities.max(axis=1) - rows["probability"].to_numpy()).max() < 1e-5
+    return request
 
 
 def test_figures_stand_where_they_are_defined(run: Store, phantom: Dataset) -> None:
