@@ -12,11 +12,16 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
 
 from tests.hosts import Network, why_no_hosts
 from tests.seaweed import S3Server, find_weed
 
 _REPOSITORY = Path(__file__).parents[1]
+
+# Speed is shown in a benchmark; a busy machine fails no property.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")
