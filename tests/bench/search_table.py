@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.config import digest, parse_overrides
+from cluster.config import digest, parse_overrides, to_dict
 from cluster.store import LocalStore
 from dataloading.config import PackConfig
 from dataloading.dataset import Dataset, open_dataset
@@ -192,6 +192,7 @@ def read_table(path: Path = TABLE_PATH, settings: Mapping[str, Any] | None = Non
     kept = json.loads(notes.pop("settings"))
     if settings is None:  # recorded before a setting was there: at its default
         kept["config"] = json.loads(json.dumps(fill_identity(kept["config"])))
+        kept["pack"] = {**to_dict(PackConfig()), **kept["pack"]}
     now = json.loads(json.dumps(table_settings() if settings is None else settings))
     differ = sorted(key for key in kept.keys() | now.keys() if digest(kept.get(key)) != digest(now.get(key)))
     if differ:
