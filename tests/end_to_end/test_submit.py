@@ -324,7 +324,7 @@ def test_nobody_comes_in_without_the_token(head: Nodes, token: str, tmp_path: Pa
 def test_the_token_opens_all_doors(head: Nodes) -> None:
     """The same attempts with the token come in: the refusals above are not for another reason."""
     client = f"127.0.0.1:{head.client_port}"
-    assert "came in" in _python(f"ray.util.connect({client!r}, connection_retries=1)", head.with_token)
+    assert "came in" in _python(f"ray.util.connect({client!r}, connection_retries=5)", head.with_token)
     assert "came in" in _python(f"GcsClient({head.address!r}).get_all_node_info(timeout=5)", head.with_token)
 
 
