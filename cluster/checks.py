@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
-from importlib import metadata
 
 from cluster.access import take_token
 from cluster.disk import readable_bytes
 from cluster.doctor import Check, Finding, Visit
 from cluster.errors import XdistError
-from cluster.package import code_digest
+from cluster.package import code_digest, installed_versions
 from cluster.store import open_store
 
 __all__ = ["CHECKS", "check_workers", "judge_clocks", "judge_shared_memory", "judge_token", "judge_versions"]
@@ -56,13 +54,7 @@ def judge_versions(here: Mapping[str, str], there: Mapping[str, Mapping[str, str
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "this program": code_digest()[:12]}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {**installed_versions(_PACKAGES), "this program": code_digest()[:12]}
 
 
 def check_token(visit: Visit) -> Iterator[Finding]:

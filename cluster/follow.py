@@ -29,21 +29,18 @@ LOST_S = 600.0
 """How long a cluster may not answer before this side gives up; the job goes on."""
 
 
-def follow(
-    jobs: Jobs, job_id: str, console: Console, *, interrupted: Callable[[], bool] = lambda: False, draw: bool = True
-) -> Job:
+def follow(jobs: Jobs, job_id: str, console: Console, *, interrupted: Callable[[], bool]) -> Job:
     """Show what a job says until it has ended.
 
     Args:
         interrupted: called at Ctrl-C; whether to go on following.
-        draw: whether to draw what the job would draw over and over; else only lines that stay are shown.
 
     Raises:
         XdistError: the cluster did not answer for ten minutes.
         KeyboardInterrupt: the user's; the job goes on.
     """
     with live_area(console, f"{job_id}: waiting for its first words ...") as area, _Stream(jobs, job_id) as stream:
-        printer = _Printer(console, area if draw else LiveArea())
+        printer = _Printer(console, area)
         wait = _Wait(jobs, job_id, printer)
         while (job := wait.job) is None or not job.has_ended:
             try:

@@ -12,13 +12,14 @@ import csv
 import hashlib
 import io
 import os
+import platform
 import subprocess
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["DISTRIBUTION", "build_wheel", "code_digest", "code_revision"]
+__all__ = ["DISTRIBUTION", "build_wheel", "code_digest", "code_revision", "installed_versions"]
 
 DISTRIBUTION = "xdist-train"
 
@@ -46,6 +47,17 @@ def code_revision() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of Python and of those of the named distributions that are installed."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def code_digest() -> str:

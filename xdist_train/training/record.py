@@ -5,14 +5,12 @@ A search's `search.json` is kept in the same way.
 
 from __future__ import annotations
 
-import platform
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import metadata
 from typing import Any
 
-from cluster.package import code_revision
+from cluster.package import code_revision, installed_versions
 from cluster.runs import RUN_SCHEMA, RunFolder
 from cluster.store import open_store
 
@@ -101,10 +99,4 @@ _LASTING: dict[str, Any] = {
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide a result, and of Python."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(_PACKAGES)
