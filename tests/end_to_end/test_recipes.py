@@ -32,25 +32,26 @@ def _nothing_else(run: Store) -> None:
 
 
 def _is_drawn_evenly(run: Store) -> None:
-    """Classes that the set has more and less of come equally often, and figures say so."""
-    prior = run.read_json("evaluation/test.json")["prior"]
-    train, drawn = (
-        list(prior[key].values() if isinstance(prior[key], dict) else prior[key]) for key in ("train", "drawn")
-    )
-    assert max(train) > 0.45
-    assert max(drawn) - min(drawn) < 0.06
+    """Classes that the set has more and less of come equally often, to one draw; figures under its shares are said."""
+    prior = run.read_json("model/model.json")["prior"]
+    assert max(prior["train"]) > 0.45
+    assert max(prior["drawn"]) - min(prior["drawn"]) < 0.06
+    assert run.read_json("evaluation/test.json")["prior"]
 
 
 def _has_a_new_last_layer(run: Store) -> None:
+    """Nothing else is trained."""
     model, _ = load_model(run.uri)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert ["fc.linear.weight", "fc.linear.bias"] == trained
 
 
 def _has_one_logit_and_channel(run: Store) -> None:
+    """Of pictures by their own figures; both classes weigh the same in sum."""
     description = run.read_json("model/model.json")
     assert (1, "sigmoid") == (description["model"]["in_channels"], description["model"]["outputs"])
     assert ("image", []) == (description["preprocessing"]["normalise"], description["preprocessing"]["mean"])
+    assert [pytest.approx(0.5)] * 2 == description["prior"]["learned"]
 
 
 def _watches_two_averages(run: Store) -> None:
@@ -62,6 +63,7 @@ def _watches_two_averages(run: Store) -> None:
 
 
 def _trains_its_head(run: Store) -> None:
+    """With its hidden layer, of the tutorial's numbers of parameters."""
     model, _ = load_model(run.uri)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     assert (135_310_404, 1_049_860) == (sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
