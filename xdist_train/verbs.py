@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from xdist_train.training.launch import LaunchResult
 
-__all__ = ["cam", "compare", "demo", "evaluate", "predict", "report", "runs", "train", "weights"]
+__all__ = ["cam", "compare", "demo", "evaluate", "export", "predict", "report", "runs", "train", "weights"]
 
 _Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. train.epochs=5.")
@@ -78,6 +78,23 @@ def predict(
 
     for prediction in predict_images(model, images):
         typer.echo(json.dumps(prediction.to_json()) if as_json else prediction.text(top_k))
+
+
+def export(
+    model: _Model,
+    out: Annotated[
+        str, typer.Option("--out", metavar="FILE", help="File or s3:// URI; by default model/model.onnx of the run.")
+    ] = "",
+) -> None:
+    """Write a trained model as an ONNX file: pictures in, probabilities out, checked against the model.
+
+    It takes uint8 [batch, channels, side, side]; normalising and softmax are inside. Needs the extra `onnx`.
+
+    Example: xdist-train export runs/first --out first.onnx
+    """
+    from xdist_train.models.onnx_publishing import publish_onnx
+
+    typer.echo(f"onnx: {publish_onnx(model, out)}")
 
 
 def cam(
