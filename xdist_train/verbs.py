@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from xdist_train.training.launch import LaunchResult
 
-__all__ = ["cam", "compare", "demo", "evaluate", "export", "predict", "report", "runs", "train", "weights"]
+__all__ = ["cam", "card", "compare", "demo", "evaluate", "export", "predict", "report", "runs", "train", "weights"]
 
 _Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. train.epochs=5.")
@@ -118,6 +118,26 @@ def cam(
     summary = run_cam(run, split=split, data_uri=data, overrides=overrides or [], console=console)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
+
+
+def card(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
+    license_id: Annotated[
+        str, typer.Option("--license", help="Of the weights, as the Hugging Face Hub spells it, e.g. apache-2.0.")
+    ] = "",
+    out: Annotated[
+        str, typer.Option("--out", metavar="FILE", help="File or s3:// URI; by default model/README.md of the run.")
+    ] = "",
+) -> None:
+    """Write a model card of a run: data, splits, figures with intervals, limits, intended use, how to use it.
+
+    Markdown with the head that the Hugging Face Hub reads. No patient and no file is named.
+
+    Example: xdist-train card runs/first --license cc-by-nc-4.0
+    """
+    from xdist_train.evidence.card.writing import write_card
+
+    typer.echo(f"card: {write_card(run, license_id=license_id, out=out)}")
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""A published model as one ONNX file that needs nothing of this program, tried against the model before it is given out.
+"""A published model as one ONNX file that needs nothing of this program, tried before it is given out.
 
 The graph takes pictures as they are decoded, uint8, and gives probabilities: normalising and softmax are inside, where
 nobody can forget them. The one place that knows ONNX; knows no run and no store.

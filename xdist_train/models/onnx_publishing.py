@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from cluster.errors import InputError
 from cluster.runs import ONNX, RUN, add_object, require_ended
-from cluster.store import Store, open_store
+from cluster.store import open_parent, open_store
 from xdist_train.models.export import find_model, load_model
 from xdist_train.models.onnx_file import build_onnx
 
@@ -31,18 +30,10 @@ def publish_onnx(uri: str, out: str = "") -> str:
     is_run = run.exists(RUN)
     if is_run and not out:
         require_ended(run.read_json(RUN), uri)
-    target, key = _place(out) if out else (find_model(uri)[0], name)
+    target, key = open_parent(out) if out else (find_model(uri)[0], name)
     data = build_onnx(*load_model(uri))
     if is_run and not out:
         add_object(run, ONNX, data)
     else:
         target.write(key, data)
     return target.locate(key)
-
-
-def _place(out: str) -> tuple[Store, str]:
-    """The folder of a file and its name there."""
-    name = out.rpartition("/")[2]
-    if not name:
-        raise InputError(f"--out {out!r} is a folder. Give the file's name too, e.g. {out}model.onnx.")
-    return open_store(out.removesuffix(name) or "."), name
