@@ -66,14 +66,35 @@ def evaluate(
 
 def predict(
     model: _Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Image files; with --out folders and s3:// URIs too.")
+    ],
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes shown for an image.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    out: Annotated[
+        str, typer.Option("--out", metavar="FILE", help="Write a table instead: .csv or .parquet, path or s3:// URI.")
+    ] = "",
+    find: Annotated[
+        str,
+        typer.Option("--find", metavar="CLASS=SENSITIVITY", help="Decide for CLASS from a threshold with this on val."),
+    ] = "",
+    defer_below: Annotated[
+        float, typer.Option("--defer-below", metavar="P", help="Leave to a person what is less sure (calibrated).")
+    ] = 0.0,
 ) -> None:
     """Classify image files with the preprocessing that the model was evaluated with.
 
-    Example: xdist-train predict runs/first scan.jpeg --top-k 2
+    A table has a row for every file, with calibrated probabilities and a decision; what cannot be read has a reason.
+
+    Example: xdist-train predict runs/first scans --out answers.csv --find CNV=0.95 --defer-below 0.8
     """
+    if out:
+        _predict_batch(model, images, out, find, defer_below)
+        return
+    if find or defer_below:
+        from cluster.errors import InputError
+
+        raise InputError("--find and --defer-below fill a column of a table: give --out FILE.csv or FILE.parquet too.")
     from xdist_train.evidence.predict import predict_images
 
     for prediction in predict_images(model, images):
@@ -226,6 +247,20 @@ def weights(
 
     stored = run_weights(name, open_store(out))
     typer.echo(f"{stored.source}: {open_store(out).locate(stored.key)}")
+
+
+def _predict_batch(model: str, images: list[str], out: str, find: str, defer_below: float) -> None:
+    from cluster.terminal import progress_bar
+    from xdist_train.evidence.batch import predict_batch
+    from xdist_train.evidence.decisions import parse_wish
+
+    wish = parse_wish(find) if find else None
+    with progress_bar() as progress:
+        done = predict_batch(model, images, out, wish=wish, defer_below=defer_below, progress=progress)
+    scaled = f"temperature {done.temperature:.3f}" if done.temperature else "not calibrated: no figures of val"
+    typer.echo(
+        f"{done.images:,} images, {done.unreadable:,} unreadable, {done.deferred:,} deferred ({scaled}): {done.where}"
+    )
 
 
 def _command() -> str:

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from cluster.errors import InputError
 from dataloading.loading.batch import normalise
-from xdist_train.models.backbones import INPUT_CHANNELS
 from xdist_train.models.export import ModelDescription, Preprocessing
 
 __all__ = ["TOLERANCE", "build_onnx"]
@@ -74,20 +73,30 @@ class _Portable(nn.Module):
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(self, model: nn.Module, description: ModelDescription) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).float()
+        preprocessing = description.preprocessing
+        self.by_image, self.channels = preprocessing.normalise == "image", description.model.in_channels
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in (preprocessing.mean, preprocessing.std))
         self.register_buffer("scale", (1 / (255 * std)).float().reshape(1, -1, 1, 1))
         self.register_buffer("bias", (-mean / std).float().reshape(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        normalised = images.float() * self.scale + self.bias
-        return torch.softmax(self.model(normalised.expand(-1, INPUT_CHANNELS, -1, -1)), dim=1)
+        pixels = images.float()
+        normalised = _standardised(pixels / 255) if self.by_image else pixels * self.scale + self.bias
+        return torch.softmax(self.model(normalised.expand(-1, self.channels, -1, -1)), dim=1)
+
+
+def _standardised(pixels: Tensor) -> Tensor:
+    """What `normalise` makes of each picture by its own figures, in operators that ONNX has."""
+    centred = pixels - pixels.mean(dim=(1, 2, 3), keepdim=True)
+    deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    return centred / deviation.clamp(min=pixels[0].numel() ** -0.5)
 
 
 def _export(model: nn.Module, description: ModelDescription) -> Any:
-    portable = _Portable(model, description.preprocessing).eval()
+    portable = _Portable(model, description).eval()
     # Two pictures: what torch sees with one, it takes for a constant.
     example, batch = _pictures(description.preprocessing, 2), torch.export.Dim("batch")
     try:
@@ -137,16 +146,16 @@ def _largest_difference(data: bytes, model: nn.Module, description: ModelDescrip
     differences = []
     for size in _BATCHES:
         pictures = _pictures(description.preprocessing, size)
-        expected = _probabilities(model, description.preprocessing, pictures)
+        expected = _probabilities(model, description, pictures)
         differences.append(np.abs(_run(data, description, pictures.numpy()) - expected).max())
     return float(np.max(differences))
 
 
 @torch.inference_mode()
-def _probabilities(model: nn.Module, facts: Preprocessing, pictures: Tensor) -> NDArray[np.float64]:
+def _probabilities(model: nn.Module, description: ModelDescription, pictures: Tensor) -> NDArray[np.float64]:
     """By the loader's own normalising, in the model's own precision."""
-    dtype = next(model.parameters()).dtype
-    images = normalise(pictures, facts.mean, facts.std, INPUT_CHANNELS, dtype)
+    dtype, facts = next(model.parameters()).dtype, description.preprocessing
+    images = normalise(pictures, facts.mean, facts.std, description.model.in_channels, dtype)
     return torch.softmax(model(images.contiguous()).double(), dim=1).numpy()
 
 

@@ -49,12 +49,12 @@ def sections(run: RunEvidence, description: ModelDescription, splits: SplitFacts
 def _intended_use(run: RunEvidence) -> Iterator[str]:
     classes = ", ".join(plain(name) for name in run.main.classes)
     yield "## Intended use"
-    yield f"Research: telling {classes} apart in images like those that it was trained on; comparison with other models."
+    yield f"Research: telling {classes} apart in images like those that it was trained on; comparison with others."
     yield "## Not intended use"
     yield (
-        "It is **not a medical device**: no authority has cleared it, and no diagnosis, treatment or triage may rest on "
-        "it. It knows its classes alone: any picture is given to one of them, be it of another disease, another organ, "
-        "or no medical image at all."
+        "It is **not a medical device**: no authority has cleared it, and no diagnosis, treatment or triage may rest "
+        "on it. It knows its classes alone: any picture is given to one of them, be it of another disease, another "
+        "organ, or no medical image at all."
     )
 
 
