@@ -68,6 +68,25 @@ def test_pictures_go_in_and_probabilities_come_out(channels: int, mean: Any, std
         assert np.abs(expected - _answers(data, pictures)).max() <= 1e-5
 
 
+def test_each_picture_by_its_own_figures_one_channel_and_one_logit() -> None:
+    """`loader.normalise=image`, `model.in_channels=1`, `model.outputs=sigmoid`: all of it is in the graph, and a blank
+    picture is no division by zero."""
+    facts = Preprocessing(
+        image_size=32, fit="stretch", channels=1, mean=(), std=(), reduce_tolerance=0.9, normalise="image"
+    )
+    config = ModelConfig(backbone="resnet18", in_channels=1, outputs="sigmoid", hidden=8, dropout=0.5)
+    torch.manual_seed(0)
+    model = build_model(config, 2).eval()
+    description = dataclasses.replace(_DESCRIPTION, classes=("NORMAL", "ILL"), preprocessing=facts, model=config)
+    pictures = np.random.default_rng(1).integers(0, 256, (3, 1, 32, 32), dtype=np.uint8)
+    pictures[1] = 7
+    deviation = pictures.std(axis=(1, 2, 3), keepdims=True).clip(255 / 32)
+    inputs = (pictures - pictures.mean(axis=(1, 2, 3), keepdims=True)) / deviation
+    with torch.no_grad():
+        expected = torch.softmax(model(torch.from_numpy(inputs).float()), dim=1).numpy()
+    assert np.abs(expected - _answers(build_onnx(model, description), pictures)).max() <= 1e-5
+
+
 def test_weights_in_double_precision_are_exported_as_float32() -> None:
     """The file's numbers are float32; the model itself stays as it was."""
     model = _model().double()
