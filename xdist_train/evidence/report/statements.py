@@ -18,7 +18,7 @@ def headline(run: RunEvidence) -> str:
     selected, model = record["selected"] or {}, run.config.model
     first = f"A {model.backbone} was trained"
     if run.info:
-        first += f" on {run.info.num_images:,} images of {run.info.num_patients:,} patients"
+        first += f" with a set of {run.info.num_images:,} images of {run.info.num_patients:,} patients"
     first += f" ({', '.join(main.classes)}), split by {record['split']}"
     if selected:
         first += f"; the weights are those of epoch {selected['epoch'] + 1} of {record['epochs']}, the best by "
