@@ -1,13 +1,14 @@
-"""The configuration of a search: that of a run, and what is searched, how and for how long."""
+"""The configuration of a search and of a repetition: that of a run, and what is searched or repeated, and how."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dataloading.config import MOST_FOLDS, WHOLE_SPLITS
 from xdist_train.config import Config, at_least
 
-__all__ = ["SearchConfig", "TuneConfig"]
+__all__ = ["RepeatConfig", "SearchConfig", "TuneConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +55,33 @@ class TuneConfig(Config):
     """A shipped space, or the path of a YAML file."""
     search: SearchConfig = field(default_factory=SearchConfig)
     """How it is searched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepeatConfig(Config):
+    """A run as every part is, and how often it is trained, on which images."""
+
+    folds: int = 5
+    """Each part of the patients is test once, the next one val; 0 draws no folds: `splits` says what is trained on."""
+    seeds: tuple[int, ...] = ()
+    """Values of `train.seed`; empty is that of the recipe alone."""
+    splits: tuple[str, ...] = ()
+    """`patient`, `given` or `given_test`, beside the folds, where there are some. Empty with folds=0: data.split where
+    it is set, else `patient`, and the set's own where it has one."""
+    concurrency: int = 0
+    """Parts at a time, and never more than the cluster has room for; 0 is as many as that."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.folds in (1, 2) or not 0 <= self.folds <= MOST_FOLDS:
+            raise ValueError(
+                f"folds must be 0 (none), or 3..{MOST_FOLDS}, not {self.folds}: one fold is test, the next one val, "
+                "and the others train"
+            )
+        if len(set(self.seeds)) != len(self.seeds) or min(self.seeds, default=0) < 0:
+            raise ValueError(f"seeds must be different numbers, 0 or more, not {list(self.seeds)}")
+        unknown = [split for split in self.splits if split not in WHOLE_SPLITS]
+        if unknown or len(set(self.splits)) != len(self.splits):
+            raise ValueError(f"splits must be different ones of {', '.join(WHOLE_SPLITS)}, not {list(self.splits)}")
+        if self.concurrency < 0:
+            raise ValueError(f"concurrency must be 0 or more, not {self.concurrency}")
