@@ -54,7 +54,7 @@ def describe_scheme(scheme: str, folds: int) -> str:
     """In words."""
     words = {
         FOLDS: f"{folds} folds by patient",
-        "patient": "patient split",
+        "patient": "the patient split",
         "given": "the set's own split",
         "given_test": "the set's own test",
     }

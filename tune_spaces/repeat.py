@@ -99,10 +99,11 @@ def run_repetition(recipe: str, overrides: Sequence[str], *, command: str, conso
             use_gpu=use_gpu,
         )
         hardware = {"host": platform.node(), "cpus": resources.cpus, "gpus": resources.gpus, "use_gpu": use_gpu}
-        record = _claim(draft, command, hardware)
+        record = _claim(draft, plan, command, hardware)
         console.print(f"run folder: {record.folder.store.uri}", highlight=False, markup=False, soft_wrap=True)
         with ended_in_words(record):
             repetition = Repetition(plan, record, changed=view.say)
+            repetition.write()
             view.begin(repetition.rows(), plan.concurrency)
             failures = draft.config.failure.max_failures
             run_tasks(
@@ -127,7 +128,7 @@ def _draft(recipe: str, overrides: Sequence[str]) -> _Draft:
     name = config.run.name or f"{Path(recipe).stem}-repeat-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(open_store(config.storage.uri).child(name), driver=uuid.uuid4().hex)
     earlier = _check_name(folder, config.run.resume)
-    seeds = repeat.seeds or (config.train.seed,)
+    seeds = repeat.seeds or [config.train.seed]
     parts = plan_parts(repeat.folds, _splits(repeat, config, layers), seeds)
     if repeat.folds and config.data.uri:
         dataset = open_dataset(config.data.uri)
@@ -240,7 +241,7 @@ def _described(part: Part, parts: Sequence[Part]) -> str:
     return describe_scheme(part.scheme, folds)
 
 
-def _claim(draft: _Draft, command: str, hardware: dict[str, Any]) -> RunRecord:
+def _claim(draft: _Draft, plan: RepeatPlan, command: str, hardware: dict[str, Any]) -> RunRecord:
     folder = draft.folder
     number = claim(folder, draft.config.run.resume)
     folder.publish(CONFIG, dump_yaml(draft.config).encode())
@@ -255,7 +256,8 @@ def _claim(draft: _Draft, command: str, hardware: dict[str, Any]) -> RunRecord:
         identity=draft.identity,
         micro_batch_size=draft.prepared.micro_batch_size,
         attempt=number,
-        parts=[{"name": part.name, "status": "stopped", "reason": ""} for part in draft.parts],
+        parts=[],
+        metric=plan.metric,
         group_starts=0,
         epochs=draft.config.train.epochs,
         stopped_early=False,
@@ -281,7 +283,7 @@ def _conclude(repetition: Repetition, dataset: Dataset, view: RepeatView) -> Res
         rows,
         answers,
         dataset,
-        metric=config.train.metric,
+        metric=repetition.plan.metric,
         resamples=config.evaluate.bootstrap,
     )
     objects = result.evidence.objects("test") if result.evidence else {}

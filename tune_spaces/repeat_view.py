@@ -86,26 +86,24 @@ def pooled_table(values: Mapping[str, Any]) -> Table:
         values: `repeat.json`.
     """
     found = [scheme for scheme in values["schemes"] if scheme["pooled"]]
-    table = Table(title=Text("test, pooled; 95 % intervals over patients; mean ± standard deviation"))
+    table = Table(title=Text("test, pooled: 95 % intervals over patients"))
+    table.caption = "single seeds, folds: mean ± standard deviation"
     table.add_column("figure")
-    columns: list[tuple[Mapping[str, Any], str]] = []
     for scheme in found:
         head = f"{scheme['description']}\n{scheme['n_images']} images, {scheme['n_patients']} patients"
         table.add_column(Text(head), justify="right")
-        columns.append((scheme, "pooled"))
-        for over, count in (("over_seeds", len(scheme["per_seed"])), ("over_folds", len(scheme["per_fold"] or []))):
-            if count > 1:
-                table.add_column(Text(f"each of {count} {over.removeprefix('over_')}"), justify="right")
-                columns.append((scheme, over))
     for name, title in TITLES.items():
-        table.add_row(title, *(_cell(scheme[what][name]) for scheme, what in columns))
+        table.add_section()
+        table.add_row(title, *(figure_text(scheme["pooled"][name]) for scheme in found))
+        for what in ("seeds", "folds"):
+            spreads = [scheme[f"over_{what}"] and scheme[f"over_{what}"][name] for scheme in found]
+            if any(spread and spread["n"] > 1 for spread in spreads):
+                table.add_row(f"  single {what}", *map(spread_text, spreads))
     return table
 
 
-def _cell(figure: Mapping[str, Any]) -> str:
-    if "low" in figure:
-        return figure_text(figure)
-    mean, deviation = figure["mean"], figure["standard_deviation"]
-    if mean is None:
-        return "-"
-    return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
+def spread_text(spread: Mapping[str, Any] | None) -> str:
+    """Mean ± standard deviation, of how many; empty where there are not two."""
+    if not spread or spread["n"] < 2:
+        return ""
+    return f"{spread['mean']:.3f} ± {spread['standard_deviation']:.3f} of {spread['n']}"

@@ -15,14 +15,17 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
-from cluster.runs import RunFolder
+from cluster.runs import RUN, RunFolder, evaluation_key
 from cluster.store import Store
 from tune_spaces.leaderboard import TrialRow
 from tune_spaces.ledger import read_trial
 from tune_spaces.parts import Part
 from tune_spaces.task import Task, fate_of, launch_config
 from xdist_train.config import Config
+from xdist_train.evidence.metrics import FIGURES
+from xdist_train.evidence.tables import TITLES
 from xdist_train.training.messages import Ending
 from xdist_train.training.record import RunRecord
 
@@ -43,6 +46,12 @@ class RepeatPlan:
     concurrency: int
     """Parts at a time."""
     use_gpu: bool
+
+    @property
+    def metric(self) -> str:
+        """The figure on test that it is told by: `train.metric`, where that is one on test too."""
+        metric = self.config.train.metric
+        return metric if metric in FIGURES else "balanced_accuracy"
 
     def part_config(self, part: Part) -> Config:
         """A part's configuration: one of many launches, evaluated on its own test once."""
@@ -78,6 +87,7 @@ class Repetition:
         # Whoever writes into the folder holds this one, and takes it before the other or without it.
         self._writing = threading.RLock()
         self._rows = {part.name: self._read(part, ended=False) for part in plan.parts}
+        self._values = {part.name: self._value(part) for part in plan.parts}
         self._left = [part for part in plan.parts if self._rows[part.name].status != "finished"]
         self._live: dict[str, tuple[Part, Task]] = {}
         self._tries: Counter[str] = Counter()
@@ -134,11 +144,11 @@ class Repetition:
         """A part is at work no more; what came of it is in its run folder."""
         with self._lock:
             part, _ = self._live[name]
-        row = self._read(part, reason)
+        row, value = self._read(part, reason), self._value(part)
         with self._lock:
             del self._live[name]
             fate = fate_of(row.status, row.reason, 0 if self.stopping else self._tries[name])
-            self._rows[name] = row
+            self._rows[name], self._values[name] = row, value
             if fate != "settled":
                 self._left.append(part)
             if fate == "hopeless":
@@ -168,7 +178,10 @@ class Repetition:
     def _counted(self) -> dict[str, object]:
         rows = self.rows()
         return {
-            "parts": [{"name": part.name, "status": row.status, "reason": row.reason} for part, row in rows],
+            "parts": [
+                {"name": part.name, "status": row.status, "reason": row.reason, "value": self._values[part.name]}
+                for part, row in rows
+            ],
             "worker_seconds": sum(row.worker_seconds for _, row in rows),
         }
 
@@ -186,6 +199,13 @@ class Repetition:
         row = read_trial(self.run_of(part), metric, number=number, values={}, reason=reason, ended=ended)
         return replace(row, status="stopped") if row.status == "running" else row
 
+    def _value(self, part: Part) -> float | None:
+        """The part's own figure on test; None where it has none yet."""
+        run = self.run_of(part)
+        if not run.exists(RUN) or evaluation_key("test") not in run.read_json(RUN)["complete"]:
+            return None
+        return cast(float | None, run.read_json(evaluation_key("test"))[self._plan.metric]["value"])
+
     def _said(self, row: TrialRow, *, again: bool) -> str:
         """How a part ended, on one line."""
         if again:
@@ -193,5 +213,7 @@ class Repetition:
         if row.status == "failed":
             return f"part {row.name} failed: {row.reason}"
         done = sum(other.status == "finished" for _, other in self.rows())
-        epoch = f" with the weights of epoch {row.selected_epoch}" if row.status == "finished" else ""
-        return f"part {row.name} {row.status}{epoch}: {done} of {len(self._plan.parts)} have finished"
+        value = self._values[row.name]
+        came_to = "" if value is None else f": {TITLES[self._plan.metric]} {value:.4f} on test"
+        epoch = f" (epoch {row.selected_epoch})" if row.selected_epoch else ""
+        return f"part {row.name} {row.status}{came_to}{epoch}; {done} of {len(self._plan.parts)} have finished"

@@ -32,7 +32,7 @@ from xdist_train.evidence.evaluation import Evidence
 from xdist_train.evidence.metrics import FIGURES, point_figures
 from xdist_train.evidence.tables import TITLES
 
-__all__ = ["Result", "build_result", "headline", "notes_of"]
+__all__ = ["Result", "build_result", "notes_of"]
 
 _SCHEMA = 1
 Figures = dict[str, float | None]
@@ -44,11 +44,6 @@ class Result:
 
     values: dict[str, Any]
     evidence: Evidence | None
-
-
-def headline(metric: str) -> str:
-    """The figure on test that a repetition is told by: `train.metric`, where that is one on test too."""
-    return metric if metric in FIGURES else "balanced_accuracy"
 
 
 def build_result(
@@ -65,7 +60,7 @@ def build_result(
     Args:
         rows: of all parts.
         answers: on test, of the parts that finished, by name.
-        metric: `train.metric`.
+        metric: the figure that the repetition is told by.
         resamples: of patients, for the 95 % intervals.
 
     Raises:
@@ -81,7 +76,7 @@ def build_result(
         "schema": _SCHEMA,
         "name": name,
         "folds": folds,
-        "metric": headline(metric),
+        "metric": metric,
         "parts": [_part_row(part, row, answers.get(part.name)) for part, row in rows],
         "schemes": [
             {"scheme": scheme, "description": describe_scheme(scheme, folds), **found.values}
@@ -171,7 +166,7 @@ def _means(rows: Sequence[Figures]) -> Figures:
 def _pooled_of(seeds: Sequence[int]) -> str:
     if len(seeds) == 1:
         return f"models of seed {seeds[0]}"
-    return f"the mean probability of models of seeds {_listed(seeds)}: an ensemble of {len(seeds)}"
+    return f"mean probability of the models of seeds {_listed(seeds)}: an ensemble of {len(seeds)}"
 
 
 def notes_of(values: Mapping[str, Any]) -> list[str]:
@@ -182,7 +177,7 @@ def notes_of(values: Mapping[str, Any]) -> list[str]:
     """
     first, notes = values["schemes"][0], []
     if first["pooled"]:
-        notes.append(_what_is_pooled(first, values))
+        notes.append(_what_is_pooled(first, values["metric"]))
     cut = [scheme for scheme in values["schemes"] if scheme["missing_seeds"]]
     notes += [_what_is_missing(scheme, values["parts"]) for scheme in cut]
     own = [scheme for scheme in values["schemes"] if scheme["scheme"] in ("given", "given_test")]
@@ -191,20 +186,20 @@ def notes_of(values: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _what_is_pooled(scheme: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    said = f"Figures on test are pooled over {scheme['description']}, of {scheme['pooled_of']}"
+def _what_is_pooled(scheme: Mapping[str, Any], metric: str) -> str:
     if scheme["per_fold"]:
-        said += "; each image was judged by models that had seen neither it nor its patient"
-    said += ". Intervals are over patients, with the models as they are"
-    metric = values["metric"]
-    for over, what in (("over_seeds", "seeds"), ("over_folds", "folds")):
-        spread = scheme[over] and scheme[over][metric]
-        if spread and spread["standard_deviation"] is not None:
-            said += (
-                f"; {TITLES[metric]} of single {what} is {spread['mean']:.4f} ± {spread['standard_deviation']:.4f} "
-                f"(mean and standard deviation of {spread['n']})"
-            )
-    return f"{said}."
+        said = f"Figures on test are pooled over {scheme['description']}: every image is in them, judged by models "
+        said += "that saw neither it nor its patient."
+    else:
+        said = f"Figures on test are of {scheme['description']}."
+    if len(scheme["seeds"]) > 1:
+        said += f" A probability is the {scheme['pooled_of']}, which as a rule does better than one of them."
+    for what in ("seeds", "folds"):
+        spread = scheme[f"over_{what}"] and scheme[f"over_{what}"][metric]
+        if spread and spread["n"] > 1:
+            figures = f"{spread['mean']:.4f} ± {spread['standard_deviation']:.4f}"
+            said += f" Single {what} have {TITLES[metric]} {figures} (mean, standard deviation of {spread['n']})."
+    return f"{said} Intervals are over patients, with the models as they are."
 
 
 def _what_is_missing(scheme: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> str:
@@ -225,8 +220,8 @@ def _what_is_shared(overlap: Mapping[str, int]) -> str:
     return (
         f"The set's own splits share {patients:,} patients ({share:.0%} of their {images:,} test images are of "
         f"patients in train) and {pairs:,} pairs of equal pictures: figures on them are too good by what a model "
-        "recognises. The patient split has none of that; its test images are others, so not all of a difference is "
-        "due to it."
+        "recognises. Where patients are kept apart there is none of that, but test images are others, so a difference "
+        "is not due to it alone."
     )
 
 
