@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,15 +35,15 @@ class Part:
 
     @property
     def fold(self) -> int | None:
-        """Number of the fold that is test."""
-        fold = parse_fold(self.split)
+        """Number of the fold that is test, where all folds are trained."""
+        fold = parse_fold(self.split) if self.scheme == FOLDS else None
         return fold[0] if fold else None
 
 
 def plan_parts(folds: int, splits: Sequence[str], seeds: Sequence[int]) -> tuple[Part, ...]:
     """All parts, those of the first seed first, so that a whole one is there as early as can be."""
     places = [(FOLDS, f"fold{number}", f"fold:{number}/{folds}") for number in range(folds)]
-    places += [(split, split.replace("_", "-"), split) for split in splits]
+    places += [(split, re.sub("[^a-z0-9]+", "-", split), split) for split in splits]
     return tuple(
         Part(name=f"{word}-seed{seed}", scheme=scheme, split=split, seed=seed)
         for seed in seeds
@@ -58,7 +59,7 @@ def describe_scheme(scheme: str, folds: int) -> str:
         "given": "the set's own split",
         "given_test": "the set's own test",
     }
-    return words[scheme]
+    return words.get(scheme, scheme)
 
 
 def scheme_ids(manifest: pa.Table, info: DatasetInfo, scheme: str) -> np.ndarray:
