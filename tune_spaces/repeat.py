@@ -84,37 +84,16 @@ def run_repetition(recipe: str, overrides: Sequence[str], *, command: str, conso
     draft = _draft(recipe, overrides)
     with connect() as ray, repeat_view(console) as view, StopWish() as wish:
         hide_node_messages()
-        resources = cluster_resources(ray)
-        use_gpu = check_fit(draft.config, draft.prepared.dataset, resources)
-        scale = draft.config.scale
-        room = worker_slots(ray, resources, scale.cpus_per_worker, 1.0 if use_gpu else 0.0) // scale.most
-        check_nodes(ray, draft.config, draft.prepared)
+        plan, hardware = _plan(ray, draft)
         if wish.asked:
             raise StoppedError("stopped before the repetition began; nothing was written.")
-        plan = RepeatPlan(
-            name=draft.folder.name,
-            config=draft.config,
-            parts=draft.parts,
-            concurrency=max(1, min(draft.repeat.concurrency or room, room)),
-            use_gpu=use_gpu,
-        )
-        hardware = {"host": platform.node(), "cpus": resources.cpus, "gpus": resources.gpus, "use_gpu": use_gpu}
         record = _claim(draft, plan, command, hardware)
         console.print(f"run folder: {record.folder.store.uri}", highlight=False, markup=False, soft_wrap=True)
         with ended_in_words(record):
             repetition = Repetition(plan, record, changed=view.say)
             repetition.write()
             view.begin(repetition.rows(), plan.concurrency)
-            failures = draft.config.failure.max_failures
-            run_tasks(
-                ray,
-                repetition,
-                wish,
-                max_failures=failures,
-                command=command,
-                say=view.say,
-                show=lambda texts: view.show(repetition.rows(), texts),
-            )
+            _run(ray, repetition, view, wish, command)
             result = _conclude(repetition, draft.prepared.dataset, view)
     return RepeatResult(record.folder.store.uri, result.values)
 
@@ -241,6 +220,22 @@ def _described(part: Part, parts: Sequence[Part]) -> str:
     return describe_scheme(part.scheme, folds)
 
 
+def _plan(ray: Any, draft: _Draft) -> tuple[RepeatPlan, dict[str, Any]]:
+    """The checks that need a cluster; what is to be done, and on what hardware."""
+    resources, scale = cluster_resources(ray), draft.config.scale
+    use_gpu = check_fit(draft.config, draft.prepared.dataset, resources)
+    room = worker_slots(ray, resources, scale.cpus_per_worker, 1.0 if use_gpu else 0.0) // scale.most
+    check_nodes(ray, draft.config, draft.prepared)
+    plan = RepeatPlan(
+        name=draft.folder.name,
+        config=draft.config,
+        parts=draft.parts,
+        concurrency=max(1, min(draft.repeat.concurrency or room, room)),
+        use_gpu=use_gpu,
+    )
+    return plan, {"host": platform.node(), "cpus": resources.cpus, "gpus": resources.gpus, "use_gpu": use_gpu}
+
+
 def _claim(draft: _Draft, plan: RepeatPlan, command: str, hardware: dict[str, Any]) -> RunRecord:
     folder = draft.folder
     number = claim(folder, draft.config.run.resume)
@@ -266,6 +261,16 @@ def _claim(draft: _Draft, plan: RepeatPlan, command: str, hardware: dict[str, An
     )
     record.write(complete=sorted({*record.values["complete"], CONFIG}))
     return record
+
+
+def _run(ray: Any, repetition: Repetition, view: RepeatView, wish: StopWish, command: str) -> None:
+    """Parts until there are no more, or a stop is asked for."""
+
+    def show(texts: Mapping[str, str]) -> None:
+        view.show(repetition.rows(), texts)
+
+    failures = repetition.plan.config.failure.max_failures
+    run_tasks(ray, repetition, wish, max_failures=failures, command=command, say=view.say, show=show)
 
 
 def _conclude(repetition: Repetition, dataset: Dataset, view: RepeatView) -> Result:
