@@ -6,6 +6,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -189,6 +190,28 @@ def test_moved_shares_of_classes_are_said_of_the_pooled_figures(small: Dataset) 
 def _rows(dataset: Dataset) -> list[Any]:
     parts = plan_parts(3, (), (0,))
     return [(part, TrialRow(number=n, name=part.name, status="finished", values={})) for n, part in enumerate(parts)]
+
+
+def test_a_terminal_shows_every_part_and_keeps_what_was_said(small: Dataset, tmp_path: Path) -> None:
+    """Where each stands, in words; said lines are printed once."""
+    drawn: list[Any] = []
+    out = io.StringIO()
+    area = LiveArea(live=SimpleNamespace(update=drawn.append))
+    view = RepeatView(Console(file=out, width=120), area)
+    repetition = open_repetition(tmp_path, small, changed=view.say)
+    view.begin(repetition.rows(), 1)
+    run_parts(repetition, small, limit=1)
+    repetition.next()
+    view.show(repetition.rows(), {"fold1-seed0": "epoch 2/9"})
+    view.show(repetition.rows(), {})
+    shown = [line.split() for line in _text(drawn[0]).splitlines()[1:]]
+    assert [["fold0-seed0", "finished"], ["fold1-seed0", "epoch", "2/9"], ["fold2-seed0", "waits"]] == shown
+    said = out.getvalue().splitlines()
+    assert ["3 parts; 1 at a time", "part fold0-seed0 starts"] == said[:2]
+    assert re.fullmatch(
+        r"part fold0-seed0 finished: balanced accuracy \S+ on test \(epoch 2\); 1 of 3 have finished", said[2]
+    )
+    assert ["part fold1-seed0 starts"] == said[3:]
 
 
 def test_the_folder_is_a_run_like_any_other(small: Dataset, tmp_path: Path) -> None:
