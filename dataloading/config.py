@@ -38,8 +38,8 @@ class DataConfig:
     uri: str = ""
     """Packed dataset (made by `xdist-train pack`): a path or s3://BUCKET/PREFIX."""
     split: str = "patient"
-    """`patient`; `given` (the set's own splits); `given_test` (its own test, train and val drawn anew by patient from
-    the rest); or `fold:K/N` (fold K is test, the next one val)."""
+    """`patient`; `given` (the set's own splits); `given_test` (its own test) or `fold:K/N` (fold K of N is test), where
+    train and val are drawn by patient from the rest, in the proportion of `pack.fractions`."""
 
     def __post_init__(self) -> None:
         if self.split in WHOLE_SPLITS:

@@ -87,9 +87,9 @@ def split_of(manifest: pa.Table, scheme: str, fractions: Sequence[float], seed: 
 
     Args:
         manifest: table with the columns `SPLIT_COLUMNS`.
-        scheme: `patient`; `given`; `given_test`: its test is kept, train and val are drawn from the rest; or
-            `fold:K/N`: fold K is test, the next one val, the others train.
-        fractions: of the dataset; folds have equal shares instead.
+        scheme: `patient`; `given`; `given_test`: its test is kept; or `fold:K/N`: fold K of N equal ones is test.
+            With these two, train and val are drawn from the rest.
+        fractions: of the dataset.
         seed: of the dataset.
 
     Raises:
@@ -107,7 +107,7 @@ def split_of(manifest: pa.Table, scheme: str, fractions: Sequence[float], seed: 
         raise InputError(
             f"data.split {scheme!r}: use patient, given, given_test or fold:K/N with 3 <= N <= {MOST_FOLDS} and K < N."
         )
-    return _folds(manifest, seed, *fold)
+    return _folds(manifest, fractions, seed, *fold)
 
 
 def _deal(counts: Counts, fractions: Sequence[float], seed: int) -> Parts:
@@ -179,7 +179,6 @@ def _given(manifest: pa.Table) -> Parts:
 
 
 def _given_test(manifest: pa.Table, fractions: Sequence[float], seed: int) -> Parts:
-    """The set's own test; the rest dealt to train and val by patient, in the proportion of their fractions."""
     parts = _coded(manifest.column("given_split"))
     test = parts == SPLITS.index("test")
     rest = np.flatnonzero(~test)
@@ -188,10 +187,7 @@ def _given_test(manifest: pa.Table, fractions: Sequence[float], seed: int) -> Pa
             "data.split 'given_test': the source of this dataset has no test of its own beside other images "
             f"({_incomplete(parts, ('test',))}). Use data.split=patient, which is drawn by patient, or fold:K/N."
         )
-    labels, groups = manifest.column("label").to_numpy()[rest], _groups(manifest)
-    shares = np.array(fractions[:2]) / sum(fractions[:2])
-    parts[rest] = assign_splits(labels, [groups[row] for row in rest], shares.tolist(), seed)
-    return parts
+    return _deal_rest(manifest, parts, rest, fractions, seed)
 
 
 def _incomplete(parts: Parts, wanted: Sequence[str]) -> str:
@@ -206,9 +202,15 @@ def _groups(manifest: pa.Table) -> list[str]:
     return groups
 
 
-def _folds(manifest: pa.Table, seed: int, test_fold: int, num_folds: int) -> Parts:
+def _folds(manifest: pa.Table, fractions: Sequence[float], seed: int, test_fold: int, num_folds: int) -> Parts:
     folds = assign_splits(manifest.column("label").to_numpy(), _groups(manifest), [1 / num_folds] * num_folds, seed)
-    parts = np.full(len(folds), SPLITS.index("train"), np.int8)
-    parts[folds == (test_fold + 1) % num_folds] = SPLITS.index("val")
-    parts[folds == test_fold] = SPLITS.index("test")
+    parts = np.full(len(folds), SPLITS.index("test"), np.int8)
+    return _deal_rest(manifest, parts, np.flatnonzero(folds != test_fold), fractions, seed)
+
+
+def _deal_rest(manifest: pa.Table, parts: Parts, rest: Counts, fractions: Sequence[float], seed: int) -> Parts:
+    """Parts with the rows `rest` dealt to train and val by patient, in the proportion of their fractions."""
+    labels, groups = manifest.column("label").to_numpy()[rest], _groups(manifest)
+    shares = np.array(fractions[:2]) / sum(fractions[:2])
+    parts[rest] = assign_splits(labels, [groups[row] for row in rest], shares.tolist(), seed)
     return parts

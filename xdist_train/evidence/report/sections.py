@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from dataloading.packing.audit_warnings import build_warnings, nameless
 from xdist_train.evidence.answers import SplitAnswers
-from xdist_train.evidence.calibration import apply_temperature, fit_temperature, reliability
+from xdist_train.evidence.calibration import reliability, scale_temperature
 from xdist_train.evidence.curves import average_precision, threshold_curve
-from xdist_train.evidence.metrics import FIGURES, Scores, point_figures
+from xdist_train.evidence.metrics import FIGURES
 from xdist_train.evidence.page import section, table, text
 from xdist_train.evidence.report import charts
 from xdist_train.evidence.report.gallery import gallery
 from xdist_train.evidence.report.reading import CamSummary, RunEvidence
+from xdist_train.evidence.report.statements import headline, limits, temperature_statement
 from xdist_train.evidence.report.threshold import threshold_slider, threshold_table
 from xdist_train.evidence.tables import TITLES, figure_text
 
@@ -47,37 +47,11 @@ def sections(run: RunEvidence) -> Iterator[str]:
 
 
 def _summary(run: RunEvidence) -> Iterator[str]:
-    main, record = run.main, run.record
-    selected, model = record["selected"] or {}, run.config.model
-    first = f"A {model.backbone} was trained" + (f" {len(run.parts)} times" if run.parts else "")
-    if run.info:
-        first += f" on {run.info.num_images:,} images of {run.info.num_patients:,} patients"
-    first += f" ({', '.join(main.classes)}), split by {record['split']}"
-    if selected:
-        first += f"; the weights are those of epoch {selected['epoch'] + 1} of {record['epochs']}, the best by "
-        first += f"{selected['metric']} on val ({selected['value']:.4f})"
-    report = main.report
-    counts = f"{report['n_images']:,} {main.split} images of {report['n_patients']:,} patients"
-    head = f"On {counts}, balanced accuracy is {figure_text(report['balanced_accuracy'])}"
-    yield f'<p class="verdict">{text(f"{first}. {head} (95 % interval over patients).")}</p>'
-    warnings = list(_warnings(run))
+    yield f'<p class="verdict">{text(headline(run))}</p>'
+    warnings = [*limits(run), *run.record["notes"]]
     if warnings:
         items = "".join(f"<li>{text(warning)}</li>" for warning in warnings)
         yield f'<div class="warnings"><p>To be weighed with the figures:</p>\n<ul>{items}</ul></div>'
-
-
-def _warnings(run: RunEvidence) -> Iterator[str]:
-    if run.info and run.info.audit:
-        yield from build_warnings(nameless(run.info.audit))
-    if "test" not in run.answers:
-        yield "Test was not evaluated: val selected the weights, so its figures are too good on average."
-    if run.record["test_evaluations"] > 1:
-        times = run.record["test_evaluations"]
-        yield f"Test was evaluated {times} times: what was chosen after the first was chosen with it."
-    if run.main.report.get("prior"):
-        yield str(run.main.report["prior"]["note"])
-    yield from (cam.values["shortcut"]["warning"] for cam in run.cams if cam.values["shortcut"]["warning"])
-    yield from run.record["notes"]
 
 
 def _data(run: RunEvidence) -> Iterator[str]:
@@ -155,15 +129,9 @@ def _calibration(run: RunEvidence) -> Iterator[str]:
         yield f"<p>A temperature is fitted on val and judged on test; {_both(run)}.</p>"
         return
     val = run.answers["val"].scores()
-    temperature = fit_temperature(val.labels, val.probabilities)
-    scaled = Scores.of(main.labels, apply_temperature(main.probabilities, temperature))
-    errors = [point_figures(scores)["ece"] or 0.0 for scores in (main, scaled)]
-    said = (
-        f"Temperature scaling with {temperature:.3f}, fitted on val, changes the calibration error on test from "
-        f"{errors[0]:.4f} to {errors[1]:.4f}. "
-        + ("A temperature above 1 says that the model was too sure." if temperature > 1 else "")
-    )
-    yield f"<p>{text(said)}</p>"
+    effect = scale_temperature(val, main)
+    yield f"<p>{text(temperature_statement(effect))}</p>"
+    scaled = effect.scaled
     yield _figure("Reliability on test", charts.reliability_diagram(reliability(main), reliability(scaled)))
 
 
