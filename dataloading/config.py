@@ -9,6 +9,8 @@ from typing import Literal
 from dataloading.picture_size import PIXEL_LIMIT
 
 __all__ = [
+    "MOST_FOLDS",
+    "WHOLE_SPLITS",
     "AugmentConfig",
     "DataConfig",
     "LoaderConfig",
@@ -17,6 +19,9 @@ __all__ = [
     "parse_fold",
 ]
 
+MOST_FOLDS = 100
+WHOLE_SPLITS = ("patient", "given", "given_test")
+"""Values of `data.split` but the folds."""
 _FOLD = re.compile(r"fold:(\d+)/(\d+)")
 
 
@@ -37,7 +42,7 @@ class DataConfig:
     train and val are drawn by patient from the rest, in the proportion of `pack.fractions`."""
 
     def __post_init__(self) -> None:
-        if self.split in ("patient", "given", "given_test"):
+        if self.split in WHOLE_SPLITS:
             return
         fold = parse_fold(self.split)
         if fold is None:

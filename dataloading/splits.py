@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import InputError
-from dataloading.config import parse_fold
+from dataloading.config import MOST_FOLDS, parse_fold
 from dataloading.dataset import SPLITS
 
 __all__ = ["SPLIT_COLUMNS", "assign_splits", "join_patients", "split_of"]
@@ -25,7 +25,6 @@ SPLIT_COLUMNS = ("label", "patient", "group", "given_split", "patient_split")
 Parts = npt.NDArray[np.int8]
 Counts = npt.NDArray[np.int64]
 
-_MAX_PARTS = 100
 _DEAL = 1  # purpose of the random numbers drawn from the seed
 
 
@@ -54,7 +53,7 @@ def assign_splits(
         Part of each row: int8 [n].
     """
     assert len(labels) == len(patients)
-    assert 0 < len(fractions) <= _MAX_PARTS
+    assert 0 < len(fractions) <= MOST_FOLDS
     if not len(labels):
         return np.empty(0, np.int8)
     names, group_of = np.unique(join_patients(patients, linked), return_inverse=True)
@@ -104,9 +103,9 @@ def split_of(manifest: pa.Table, scheme: str, fractions: Sequence[float], seed: 
     if scheme == "given_test":
         return _given_test(manifest, fractions, seed)
     fold = parse_fold(scheme)
-    if fold is None or not (fold[0] < fold[1] and 3 <= fold[1] <= _MAX_PARTS):
+    if fold is None or not (fold[0] < fold[1] and 3 <= fold[1] <= MOST_FOLDS):
         raise InputError(
-            f"data.split {scheme!r}: use patient, given, given_test or fold:K/N with 3 <= N <= {_MAX_PARTS} and K < N."
+            f"data.split {scheme!r}: use patient, given, given_test or fold:K/N with 3 <= N <= {MOST_FOLDS} and K < N."
         )
     return _folds(manifest, fractions, seed, *fold)
 

@@ -218,7 +218,7 @@ def runs(
     storage: Annotated[str, typer.Argument(metavar="[STORAGE]", help="Storage URI.")] = "runs",
     as_json: _Json = False,
 ) -> None:
-    """List the runs and searches of a storage: status, selected epoch, figure.
+    """List the runs, searches and repetitions of a storage: status, selected epoch, figure.
 
     Example: xdist-train runs runs
     """

@@ -114,7 +114,7 @@ def _figures(answers: SplitAnswers) -> Iterator[str]:
 
 def _thresholds(run: RunEvidence) -> Iterator[str]:
     if not {"val", "test"} <= run.answers.keys():
-        yield "<p>A threshold is chosen on val and judged on test; both must have been evaluated.</p>"
+        yield f"<p>A threshold is chosen on val and judged on test; {_both(run)}.</p>"
         return
     val, test = (run.answers[split].scores(run.patients[split]) for split in ("val", "test"))
     resamples = run.main.report["interval"]["resamples"]
@@ -126,13 +126,20 @@ def _calibration(run: RunEvidence) -> Iterator[str]:
     main = run.main.scores()
     if "val" not in run.answers or "test" not in run.answers:
         yield _figure("Reliability", charts.reliability_diagram(reliability(main), None))
-        yield "<p>A temperature is fitted on val and judged on test; both must have been evaluated.</p>"
+        yield f"<p>A temperature is fitted on val and judged on test; {_both(run)}.</p>"
         return
     val = run.answers["val"].scores()
     effect = scale_temperature(val, main)
     yield f"<p>{text(temperature_statement(effect))}</p>"
     scaled = effect.scaled
     yield _figure("Reliability on test", charts.reliability_diagram(reliability(main), reliability(scaled)))
+
+
+def _both(run: RunEvidence) -> str:
+    """What is missing where a run has not answered for both."""
+    if run.parts:
+        return "what is pooled here is of several models, each with a val of its own: see the reports of the parts"
+    return "both must have been evaluated"
 
 
 def _errors(run: RunEvidence) -> Iterator[str]:
@@ -171,9 +178,11 @@ def _names(run: RunEvidence, answers: SplitAnswers) -> dict[int, str]:
 
 def _maps(run: RunEvidence) -> Iterator[str]:
     if not run.cams:
+        uri = run.store.child("parts").child(run.parts[0]["name"]).uri if run.parts else run.store.uri
+        why = "Maps are made of one model, a part's" if run.parts else "No class activation maps were made of this run"
         yield (
-            "<p>No class activation maps were made of this run. To make them, and this page again:</p>\n"
-            f"<pre>{text(f'xdist-train cam {run.store.uri}')}\n{text(f'xdist-train report {run.store.uri}')}</pre>"
+            f"<p>{why}. To make them, and a page with them:</p>\n"
+            f"<pre>{text(f'xdist-train cam {uri}')}\n{text(f'xdist-train report {uri}')}</pre>"
         )
         return
     for cam in run.cams:
@@ -238,6 +247,17 @@ def _shortcut(found: dict[str, Any]) -> str:
 
 
 def _training(run: RunEvidence) -> Iterator[str]:
+    if run.parts:
+        metric = TITLES[run.record["metric"]]
+        yield table(
+            f"The parts, each a run of its own under {run.store.uri}/parts, with its own {metric} on test.",
+            ["part", "status", metric],
+            [
+                [part["name"], part["status"], "–" if part["value"] is None else f"{part['value']:.3f}"]
+                for part in run.parts
+            ],
+        )
+        return
     epochs = [row for row in run.history if row["kind"] == "epoch"]
     if not epochs:
         yield "<p>The run has no history of epochs.</p>"
@@ -257,6 +277,9 @@ def _time(run: RunEvidence) -> Iterator[str]:
         if train:
             share = seconds.get("data_wait", 0.0) / train
             yield f"<p>{text(f'Training waited for data in {share:.1%} of its time.')}</p>"
+    if run.parts:
+        yield f"<p>Work of all workers: {run.record['worker_seconds']:.0f} s.</p>"
+        return
     facts = {
         "workers": ", ".join(str(group["workers"]) for group in run.record["groups"]) or "–",
         "starts of workers": str(run.record["group_starts"]),
@@ -270,7 +293,7 @@ def _configuration(run: RunEvidence) -> Iterator[str]:
     yield f"<p>To train it again:</p>\n<pre>{text(record['command'])}</pre>"
     facts = {
         "code": record["code_revision"],
-        "seed": str(run.config.train.seed),
+        **({} if run.parts else {"seed": str(run.config.train.seed)}),
         **{name: str(value) for name, value in record["versions"].items()},
         **{name: str(value) for name, value in record["hardware"].items()},
     }

@@ -16,7 +16,7 @@ def headline(run: RunEvidence) -> str:
     """What was trained on what, and how good it is."""
     main, record = run.main, run.record
     selected, model = record["selected"] or {}, run.config.model
-    first = f"A {model.backbone} was trained"
+    first = f"A {model.backbone} was trained" + (f" {len(run.parts)} times" if run.parts else "")
     if run.info:
         first += f" with a set of {run.info.num_images:,} images of {run.info.num_patients:,} patients"
     first += f" ({', '.join(main.classes)}), split by {record['split']}"
