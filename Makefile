@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests start their own Ray clusters; they must not depend on a token file of this user.
 TEST_ENV := RAY_AUTH_MODE=disabled
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
+# What starts no cluster and kills nothing runs side by side.
+PURE := $(PYTEST) --numprocesses "$$(nproc)" --maxprocesses 8 --dist worksteal -m 'not slow and not ray'
 
 .PHONY: install demo test test-all lint bench clean
 
@@ -18,10 +21,12 @@ demo: install
 	$(BIN)/xdist-train demo --out demo-out
 
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest -m 'not slow'
+	$(PURE)
+	$(PYTEST) -m 'ray and not slow'
 
 test-all: install
-	$(TEST_ENV) $(BIN)/python -m pytest
+	$(PURE)
+	$(PYTEST) -m 'ray or slow'
 
 lint: install
 	$(BIN)/ruff check .

@@ -49,8 +49,7 @@ def follow(jobs: Jobs, job_id: str, console: Console, *, interrupted: Callable[[
                 with area.paused():
                     if not interrupted():
                         raise
-        printer.say(jobs.log(job_id)[printer.num_chars :])  # the stream may have ended before the log did
-        printer.end()
+        printer.catch_up(jobs, job_id)
     return job
 
 
@@ -105,8 +104,12 @@ class _Printer:
         *lines, self._rest = (self._rest + text).split("\n")
         self._show(lines)
 
-    def end(self) -> None:
-        """The log has ended, maybe within a line."""
+    def catch_up(self, jobs: Jobs, job_id: str) -> None:
+        """What an ended job said after the stream had ended; the last line may have no end."""
+        try:
+            self.say(jobs.log(job_id)[self.num_chars :])
+        except ClusterAwayError as error:
+            self.warn(f"{error}; the job has ended, its last lines may be missing here")
         self._show([self._rest] if self._rest else [])
         self._rest = ""
 

@@ -33,6 +33,7 @@ __all__ = [
     "TENSORBOARD",
     "RunFolder",
     "StaleDriverError",
+    "add_object",
     "cam_folder",
     "cam_part_key",
     "evaluation_key",
@@ -42,15 +43,20 @@ __all__ = [
     "predictions_key",
     "read_config",
     "read_history",
+    "require_ended",
 ]
 
 RUN, CONFIG, METRICS, REPORT = "run.json", "config.yaml", "metrics.jsonl", "report.html"
+ONNX, CARD = "model/model.onnx", "model/README.md"
 SEARCH = "search.json"
 ATTEMPTS, CHECKPOINTS, TENSORBOARD = "attempts", "checkpoints", "tensorboard"
 RUN_SCHEMA = 1
 _CONFIG_LIMIT_BYTES = 1 << 20
 _HISTORY_LIMIT_BYTES = 256 << 20  # a million rows
 _SILENT_S = 60.0  # six missed heartbeats
+
+MADE_LATER = frozenset({REPORT, ONNX, CARD})
+"""What commands make of a run that has ended: not to be read any more once it goes on."""
 
 
 def evaluation_key(split: str) -> str:
@@ -157,6 +163,27 @@ class RunFolder:
 def is_silent(record: dict[str, Any]) -> bool:
     """Whether `run.json` says running although its driver has not been heard of for a while."""
     return bool(record["status"] == "running" and time.time() - record["heartbeat"] > _SILENT_S)
+
+
+def require_ended(record: dict[str, Any], uri: str) -> None:
+    """Pass if no driver owns the folder of a run any more.
+
+    Raises:
+        InputError: the run is going on.
+    """
+    if record["status"] == "running" and not is_silent(record):
+        raise InputError(
+            f"{uri!r} is still running, and its folder is its driver's until it ends (see `xdist-train runs`). Wait "
+            "for that, or write elsewhere: --out FILE."
+        )
+
+
+def add_object(run: Store, key: str, data: bytes) -> None:
+    """Put an object into the folder of a run that has ended, whole, and list it as one that may be read."""
+    run.write(key, data)
+    record = run.read_json(RUN)
+    if key not in record["complete"]:
+        run.write_json(RUN, {**record, "complete": sorted({*record["complete"], key})})
 
 
 def open_run(uri: str) -> RunFolder:

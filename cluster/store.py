@@ -44,6 +44,7 @@ __all__ = [
     "Writer",
     "check_key",
     "check_size",
+    "open_parent",
     "open_store",
     "ray_filesystem",
 ]
@@ -431,6 +432,18 @@ def open_store(uri: str, retry_s: float = RETRY_S) -> Store:
             "s3://BUCKET/PREFIX, or an absolute path that the cluster's nodes have."
         )
     return LocalStore(path.absolute())
+
+
+def open_parent(uri: str) -> tuple[Store, str]:
+    """The store that a file's path or URI lies in, and the file's key there.
+
+    Raises:
+        InputError: it names a folder, or is no place that can be reached.
+    """
+    name = uri.rpartition("/")[2]
+    if name in ("", ".", ".."):
+        raise InputError(f"{uri!r} is a folder. Give a file's name too.")
+    return open_store(uri.removesuffix(name) or "."), name
 
 
 def ray_filesystem(uri: str) -> tuple[Any, str]:

@@ -9,6 +9,8 @@ from typing import Literal
 from dataloading.picture_size import PIXEL_LIMIT
 
 __all__ = [
+    "MOST_FOLDS",
+    "WHOLE_SPLITS",
     "AugmentConfig",
     "DataConfig",
     "LoaderConfig",
@@ -17,6 +19,9 @@ __all__ = [
     "parse_fold",
 ]
 
+MOST_FOLDS = 100
+WHOLE_SPLITS = ("patient", "given", "given_test")
+"""Values of `data.split` but the folds."""
 _FOLD = re.compile(r"fold:(\d+)/(\d+)")
 
 
@@ -33,11 +38,11 @@ class DataConfig:
     uri: str = ""
     """Packed dataset (made by `xdist-train pack`): a path or s3://BUCKET/PREFIX."""
     split: str = "patient"
-    """`patient`; `given` (the set's own splits); `given_test` (its own test, train and val drawn anew by patient from
-    the rest); or `fold:K/N` (fold K is test, the next one val)."""
+    """`patient`; `given` (the set's own splits); `given_test` (its own test) or `fold:K/N` (fold K of N is test), where
+    train and val are drawn by patient from the rest, in the proportion of `pack.fractions`."""
 
     def __post_init__(self) -> None:
-        if self.split in ("patient", "given", "given_test"):
+        if self.split in WHOLE_SPLITS:
             return
         fold = parse_fold(self.split)
         if fold is None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import InputError
-from dataloading.config import parse_fold
+from dataloading.config import MOST_FOLDS, parse_fold
 from dataloading.dataset import SPLITS
 
 __all__ = ["SPLIT_COLUMNS", "assign_splits", "join_patients", "split_of"]
@@ -25,7 +25,6 @@ SPLIT_COLUMNS = ("label", "patient", "group", "given_split", "patient_split")
 Parts = npt.NDArray[np.int8]
 Counts = npt.NDArray[np.int64]
 
-_MAX_PARTS = 100
 _DEAL = 1  # purpose of the random numbers drawn from the seed
 
 
@@ -54,7 +53,7 @@ def assign_splits(
         Part of each row: int8 [n].
     """
     assert len(labels) == len(patients)
-    assert 0 < len(fractions) <= _MAX_PARTS
+    assert 0 < len(fractions) <= MOST_FOLDS
     if not len(labels):
         return np.empty(0, np.int8)
     names, group_of = np.unique(join_patients(patients, linked), return_inverse=True)
@@ -88,9 +87,9 @@ def split_of(manifest: pa.Table, scheme: str, fractions: Sequence[float], seed: 
 
     Args:
         manifest: table with the columns `SPLIT_COLUMNS`.
-        scheme: `patient`; `given`; `given_test`: its test is kept, train and val are drawn from the rest; or
-            `fold:K/N`: fold K is test, the next one val, the others train.
-        fractions: of the dataset; folds have equal shares instead.
+        scheme: `patient`; `given`; `given_test`: its test is kept; or `fold:K/N`: fold K of N equal ones is test.
+            With these two, train and val are drawn from the rest.
+        fractions: of the dataset.
         seed: of the dataset.
 
     Raises:
@@ -104,11 +103,11 @@ def split_of(manifest: pa.Table, scheme: str, fractions: Sequence[float], seed: 
     if scheme == "given_test":
         return _given_test(manifest, fractions, seed)
     fold = parse_fold(scheme)
-    if fold is None or not (fold[0] < fold[1] and 3 <= fold[1] <= _MAX_PARTS):
+    if fold is None or not (fold[0] < fold[1] and 3 <= fold[1] <= MOST_FOLDS):
         raise InputError(
-            f"data.split {scheme!r}: use patient, given, given_test or fold:K/N with 3 <= N <= {_MAX_PARTS} and K < N."
+            f"data.split {scheme!r}: use patient, given, given_test or fold:K/N with 3 <= N <= {MOST_FOLDS} and K < N."
         )
-    return _folds(manifest, seed, *fold)
+    return _folds(manifest, fractions, seed, *fold)
 
 
 def _deal(counts: Counts, fractions: Sequence[float], seed: int) -> Parts:
@@ -180,7 +179,6 @@ def _given(manifest: pa.Table) -> Parts:
 
 
 def _given_test(manifest: pa.Table, fractions: Sequence[float], seed: int) -> Parts:
-    """The set's own test; the rest dealt to train and val by patient, in the proportion of their fractions."""
     parts = _coded(manifest.column("given_split"))
     test = parts == SPLITS.index("test")
     rest = np.flatnonzero(~test)
@@ -189,10 +187,7 @@ def _given_test(manifest: pa.Table, fractions: Sequence[float], seed: int) -> Pa
             "data.split 'given_test': the source of this dataset has no test of its own beside other images "
             f"({_incomplete(parts, ('test',))}). Use data.split=patient, which is drawn by patient, or fold:K/N."
         )
-    labels, groups = manifest.column("label").to_numpy()[rest], _groups(manifest)
-    shares = np.array(fractions[:2]) / sum(fractions[:2])
-    parts[rest] = assign_splits(labels, [groups[row] for row in rest], shares.tolist(), seed)
-    return parts
+    return _deal_rest(manifest, parts, rest, fractions, seed)
 
 
 def _incomplete(parts: Parts, wanted: Sequence[str]) -> str:
@@ -207,9 +202,15 @@ def _groups(manifest: pa.Table) -> list[str]:
     return groups
 
 
-def _folds(manifest: pa.Table, seed: int, test_fold: int, num_folds: int) -> Parts:
+def _folds(manifest: pa.Table, fractions: Sequence[float], seed: int, test_fold: int, num_folds: int) -> Parts:
     folds = assign_splits(manifest.column("label").to_numpy(), _groups(manifest), [1 / num_folds] * num_folds, seed)
-    parts = np.full(len(folds), SPLITS.index("train"), np.int8)
-    parts[folds == (test_fold + 1) % num_folds] = SPLITS.index("val")
-    parts[folds == test_fold] = SPLITS.index("test")
+    parts = np.full(len(folds), SPLITS.index("test"), np.int8)
+    return _deal_rest(manifest, parts, np.flatnonzero(folds != test_fold), fractions, seed)
+
+
+def _deal_rest(manifest: pa.Table, parts: Parts, rest: Counts, fractions: Sequence[float], seed: int) -> Parts:
+    """Parts with the rows `rest` dealt to train and val by patient, in the proportion of their fractions."""
+    labels, groups = manifest.column("label").to_numpy()[rest], _groups(manifest)
+    shares = np.array(fractions[:2]) / sum(fractions[:2])
+    parts[rest] = assign_splits(labels, [groups[row] for row in rest], shares.tolist(), seed)
     return parts

@@ -1,13 +1,14 @@
-"""The configuration of a search: that of a run, and what is searched, how and for how long."""
+"""The configuration of a search and of a repetition: that of a run, and what is searched or repeated, and how."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from dataloading.config import MOST_FOLDS, WHOLE_SPLITS
 from xdist_train.config import Config, at_least
 
-__all__ = ["SearchConfig", "TuneConfig"]
+__all__ = ["RepeatConfig", "SearchConfig", "TuneConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +55,35 @@ class TuneConfig(Config):
     """A shipped space, or the path of a YAML file."""
     search: SearchConfig = field(default_factory=SearchConfig)
     """How it is searched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepeatConfig(Config):
+    """A run as every part is, and how often it is trained, on which images."""
+
+    folds: int = 5
+    """Each part of the patients is test once, the next one val; 0 draws no folds: `splits` says what is trained on."""
+    seeds: Any = None
+    """Values of `train.seed`, e.g. [0,1,2]; by default that of the recipe alone."""
+    splits: tuple[str, ...] = ()
+    """`patient`, `given` or `given_test`, beside the folds, where there are some. Empty with folds=0: data.split where
+    it is set, else `patient`, and the set's own where it has one."""
+    concurrency: int = 0
+    """Parts at a time, and never more than the cluster has room for; 0 is as many as that."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.folds in (1, 2) or not 0 <= self.folds <= MOST_FOLDS:
+            raise ValueError(
+                f"folds must be 3..{MOST_FOLDS}, or 0 for none, not {self.folds}: one fold is test, the next one val, "
+                "and the others train"
+            )
+        seeds = [0] if self.seeds is None else self.seeds
+        is_list = isinstance(seeds, list | tuple) and len(seeds) > 0
+        if not is_list or not all(type(seed) is int and seed >= 0 for seed in seeds) or len({*seeds}) < len(seeds):
+            raise ValueError(f"seeds must be a list of different numbers, 0 or more, e.g. [0,1,2], not {self.seeds!r}")
+        unknown = [split for split in self.splits if split not in WHOLE_SPLITS]
+        if unknown or len(set(self.splits)) != len(self.splits):
+            raise ValueError(f"splits must be different ones of {', '.join(WHOLE_SPLITS)}, not {list(self.splits)}")
+        if self.concurrency < 0:
+            raise ValueError(f"concurrency must be 0 or more, not {self.concurrency}")

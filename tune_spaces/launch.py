@@ -8,24 +8,25 @@ from __future__ import annotations
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 
 from cluster.config import Layer, load_config, parse_overrides, to_dict
-from cluster.errors import InputError, RunFailedError, StoppedError, StoreError, StoreRefusedError, XdistError
+from cluster.errors import InputError, RunFailedError, StoppedError
 from cluster.package import code_revision
-from cluster.runs import RUN, SEARCH, RunFolder, StaleDriverError, evaluation_key
-from cluster.session import cluster_resources, connect, draining_nodes, hide_node_messages, start_here, worker_slots
+from cluster.runs import RUN, SEARCH, RunFolder, evaluation_key
+from cluster.session import cluster_resources, connect, hide_node_messages, worker_slots
 from cluster.store import open_store
 from tune_spaces import ledger
-from tune_spaces.board import Board
 from tune_spaces.config import TuneConfig
+from tune_spaces.driving import LOOK_S, claim, ended_in_words, run_tasks
 from tune_spaces.leaderboard import Leaderboard
 from tune_spaces.live import SearchView, estimate_left, search_view
 from tune_spaces.search import Plan, Search
@@ -50,7 +51,6 @@ from xdist_train.training.watch import StopWish
 
 __all__ = ["SearchResult", "run_search"]
 
-_LOOK_S = 0.5
 _SCHEMA = 1
 
 
@@ -105,7 +105,7 @@ def run_search(recipe: str, overrides: Sequence[str], *, command: str, console: 
             raise StoppedError("stopped before the search began; nothing was written.")
         record = _claim(draft, plan, command)
         console.print(f"search folder: {record.folder.store.uri}", highlight=False, markup=False, soft_wrap=True)
-        with _ended_in_words(record):
+        with ended_in_words(record):
             # Opened again: until the claim another start may have written.
             journal = Path(scratch) / ledger.JOURNAL
             search = Search(plan, _open_study(draft, plan, journal), record, journal, changed=view.say)
@@ -246,9 +246,7 @@ def _plan(ray: Any, draft: _Draft) -> Plan:
 
 def _claim(draft: _Draft, plan: Plan, command: str) -> RunRecord:
     folder = draft.folder
-    number = folder.claim_new() if draft.config.run.resume == "never" else folder.claim()
-    if not number:
-        raise InputError(f"run.name {folder.name!r} was taken by another start a moment ago. Choose another name.")
+    number = claim(folder, draft.config.run.resume)
     earlier = folder.read_record()
     kept = {"seconds": 0.0, "complete": [], "best": None, "trials": []}
     start = {"attempt": number, "concurrency": plan.concurrency, "started": time.time()}
@@ -275,57 +273,18 @@ def _claim(draft: _Draft, plan: Plan, command: str) -> RunRecord:
     return record
 
 
-@contextmanager
-def _ended_in_words(record: RunRecord) -> Iterator[None]:
-    """An error that ends the block is kept in `search.json`, where it can be."""
-    try:
-        yield
-    except (StoppedError, RunFailedError):
-        raise
-    except BaseException as error:
-        status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-        with suppress(XdistError):
-            record.end(status, reason=f"{type(error).__name__}: {error}")
-        raise
-
-
 def _run(ray: Any, search: Search, view: SearchView, wish: StopWish, command: str) -> None:
     """Trials until there are no more, or a stop is asked for."""
-    from tune_spaces.tuner import TuneJob
-
-    board, told, sent = start_here(ray, Board), False, False
-    here = ray.get_runtime_context().get_node_id()
     failures = search.plan.config.failure.max_failures
-    job = TuneJob(ray, search, board, max_failures=failures, command=command)
-    try:
-        while job.running(_LOOK_S):
-            wish.asked = wish.asked or here in draining_nodes()
-            if wish.asked:
-                search.stopping = True
-            if search.stopping and not sent:
-                sent = True
-                ray.get(board.stop.remote())
-                view.say(f"stopping: {search.trouble or 'trials at work end behind a checkpoint'}")
-            _show(ray, search, board, view)
-            try:
-                search.beat()
-            except (StoreRefusedError, StaleDriverError):
-                raise
-            except StoreError as error:
-                if not told:
-                    view.say(f"warning: search.json is not up to date: {error}")
-                told = True
-        _show(ray, search, board, view)
-    except ray.exceptions.RayActorError as error:
-        search.trouble = f"its helper process was lost ({' '.join(str(error).split())[:200]})"
-        _end_stopped(search)
+    show = partial(_show, search, view)
+    run_tasks(ray, search, wish, max_failures=failures, command=command, say=view.say, show=show)
 
 
-def _show(ray: Any, search: Search, board: Any, view: SearchView) -> None:
+def _show(search: Search, view: SearchView, texts: Mapping[str, str]) -> None:
     now, limits = search.board(), search.plan.search
     left_s = None if search.stopping else estimate_left(now, limits.trials, limits.hours)
     limit = str(limits.trials) if limits.trials else "all it has time for"
-    view.show(now, ray.get(board.texts.remote()), left_s, limit)
+    view.show(now, texts, left_s, limit)
 
 
 def _conclude(ray: Any, search: Search, view: SearchView, wish: StopWish) -> Leaderboard:
@@ -374,7 +333,7 @@ def _test_figures(ray: Any, search: Search, name: str, wish: StopWish) -> dict[s
     if evaluation_key("test") not in run.read_json(RUN)["complete"]:
         scale, gpus = search.plan.config.scale, 1 if search.plan.use_gpu else 0
         task = ray.remote(num_cpus=scale.cpus_per_worker, num_gpus=gpus)(_evaluate_on_test).remote(run.uri)
-        while not ray.wait([task], timeout=_LOOK_S)[0]:
+        while not ray.wait([task], timeout=LOOK_S)[0]:
             if wish.asked:
                 ray.cancel(task, force=True)
                 _end_stopped(search)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -13,10 +13,10 @@ from cluster.terminal import LiveArea, live_area, printable
 from tune_spaces.leaderboard import Leaderboard, TrialRow
 from xdist_train.training.live import duration_text
 
-__all__ = ["SearchView", "estimate_left", "leaderboard_table", "search_view"]
+__all__ = ["STATUS", "SearchView", "TaskView", "estimate_left", "leaderboard_table", "search_view"]
 
 _SHOWN_BEST = 5
-_STATUS = {
+STATUS = {
     "finished": "finished",
     "pruned": "stopped early",
     "failed": "failed",
@@ -25,8 +25,8 @@ _STATUS = {
 }
 
 
-class SearchView:
-    """Draws a search; what is said of trials stays, the table is overwritten."""
+class TaskView:
+    """Draws tasks at work; what is said of them stays, the rest is overwritten."""
 
     def __init__(self, console: Console, area: LiveArea) -> None:
         self._console, self._area = console, area
@@ -36,6 +36,17 @@ class SearchView:
         """A line that stays, drawn with the next look; may be called from any thread."""
         self._said.append(text)
 
+    def draw(self, content: Callable[[], RenderableType]) -> None:
+        """Print what was said, and draw, where anybody sees it."""
+        while self._said:
+            self._console.print(printable(self._said.pop(0)), highlight=False, markup=False, soft_wrap=True)
+        if self._area.is_drawn:
+            self._area.draw(content())
+
+
+class SearchView(TaskView):
+    """Draws a search."""
+
     def show(self, board: Leaderboard, texts: Mapping[str, str], left_s: float | None, limit: str) -> None:
         """Draw what changed.
 
@@ -44,10 +55,7 @@ class SearchView:
             left_s: estimate of the time left.
             limit: what ends the search, in words.
         """
-        while self._said:
-            self._console.print(printable(self._said.pop(0)), highlight=False, markup=False, soft_wrap=True)
-        if self._area.is_drawn:
-            self._area.draw(Group(Text(_summary(board, left_s, limit)), _table(board, texts)))
+        self.draw(lambda: Group(Text(_summary(board, left_s, limit)), _table(board, texts)))
 
 
 def _summary(board: Leaderboard, left_s: float | None, limit: str) -> str:
@@ -97,7 +105,7 @@ def _cells(rank: int, row: TrialRow) -> tuple[str, str, str, str, str]:
     figure = "-" if row.figure is None else f"{row.figure:.4f}"
     if row.mean is not None and row.spread is not None:
         figure = f"{figure} ({row.mean:.4f} ± {row.spread:.4f}, {len(row.figures)} seeds)"
-    return str(rank), printable(row.name), _STATUS.get(row.status, row.status), str(row.epochs), figure
+    return str(rank), printable(row.name), STATUS.get(row.status, row.status), str(row.epochs), figure
 
 
 @contextmanager

@@ -25,20 +25,15 @@ from tune_spaces.leaderboard import Leaderboard, Repeat, Status, TrialRow, rank
 from tune_spaces.report import search_report
 from tune_spaces.space import Located, Space, values_layer
 from tune_spaces.study import Asked, Direction, Study
+from tune_spaces.task import TRIED_AGAIN, Task, failure_kind, fate_of, launch_config
 from xdist_train.config import Config
 from xdist_train.training.messages import Ending
 from xdist_train.training.record import RunRecord
 
-__all__ = ["Plan", "Search", "Task"]
+__all__ = ["Plan", "Search"]
 
 _HOUR_S = 3600.0
 _PAGE_S = 60.0
-_WAIT_S = 3600.0
-# Failures that say nothing of a configuration: its trial goes back and is tried once more in this start. After that,
-# what is the cluster's stops the search, which can go on; lost processes may be the configuration's fault after all.
-_CLUSTERS_FAULT = ("no_room", "storage", "storage_refused")
-_TRIED_AGAIN = (*_CLUSTERS_FAULT, "lost_workers", "hang")
-_MOST_TRIES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,36 +67,13 @@ class Plan:
         return not self.located.outside and values == self.located.values
 
     def trial_config(self, name: str, values: Mapping[str, Any], *, seed: int | None = None) -> Config:
-        """A trial's configuration: not evaluated on test, resumable, and patient where others use the cluster too.
-
-        On what all trials run is decided once: a GPU that is away for a while must not make a trial run without.
-        """
+        """A trial's configuration: one of many launches, not evaluated on test."""
         layers = [Layer(f"recipe {self.recipe}", to_dict(self.config)), values_layer(values, f"trial {name}")]
         config = load_config(Config, layers)
         train = config.train if seed is None else replace(config.train, seed=seed)
-        run = replace(config.run, name=name, resume="auto")
-        scale = replace(config.scale, wait_s=config.scale.wait_s or _WAIT_S)
-        if scale.use_gpu == "auto" and config.scale == self.config.scale:
-            scale = replace(scale, use_gpu="yes" if self.use_gpu else "no")
-        evaluate, cam = replace(config.evaluate, test=False), replace(config.cam, after=False)
-        return replace(config, run=run, train=train, scale=scale, evaluate=evaluate, cam=cam)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A trial, or a repetition of one, that is to be run."""
-
-    name: str
-    """Of its run folder."""
-    place: str
-    """Key of the folder of its run folder: trials or repeats."""
-    number: int
-    """Of the trial."""
-    values: Mapping[str, Any]
-    """Of the trial."""
-    config: Config
-    started: float = 0.0
-    """By the clock that never goes back."""
+        use_gpu = self.use_gpu if config.scale == self.config.scale else None
+        config = launch_config(config, name, use_gpu=use_gpu)
+        return replace(config, train=train, evaluate=replace(config.evaluate, test=False))
 
 
 class Search:
@@ -373,7 +345,7 @@ class Search:
                 continue
             values = self._rows[number].values
             row = self._read_row(number, values, "", place=ledger.REPEATS, name=name, ended=False)
-            if row.status == "finished" or (row.status == "failed" and _kind(row) not in _TRIED_AGAIN):
+            if row.status == "finished" or (row.status == "failed" and failure_kind(row.reason) not in TRIED_AGAIN):
                 self._repeats[name] = ledger.repeat_of(row, seed)
 
     def _read_back_open(self, asked: Asked) -> None:
@@ -382,7 +354,7 @@ class Search:
         task = self._task(asked)
         if task is None:
             return
-        if row.status in ("finished", "pruned", "failed") and _kind(row) not in _TRIED_AGAIN:
+        if row.status in ("finished", "pruned", "failed") and failure_kind(row.reason) not in TRIED_AGAIN:
             self._settle(task, row)  # ended, and its driver died before it could tell
             self._publish_events(asked.number)
             return
@@ -422,17 +394,16 @@ class Search:
 
     def _put_back(self, task: Task, row: TrialRow) -> str:
         """Why a training that came to no end of its own is done again, now or by a later start; empty if it is not."""
-        stopped, kind = row.status == "stopped", _kind(row) if row.status == "failed" else ""
-        if not stopped and kind not in _TRIED_AGAIN:
+        tries = 0 if self.stopping or self._spent() else self._tries[task.name]
+        fate = fate_of(row.status, row.reason, tries)
+        if fate == "settled":
             return ""
-        if not self.stopping and not self._spent() and self._tries[task.name] >= _MOST_TRIES:
-            if kind and kind not in _CLUSTERS_FAULT:
-                return ""
+        if fate == "hopeless":
             self.stopping, self.trouble = True, f"{task.name} cannot be run here: {row.reason or 'it was stopped'}"
         if task.place == ledger.TRIALS:
             self._open[task.number] = replace(row, status="stopped", reason="")
             self._left.append(task)
-        return f"{task.name} stopped" if stopped else f"{task.name} is to be tried again: {row.reason}"
+        return f"{task.name} stopped" if row.status == "stopped" else f"{task.name} is to be tried again: {row.reason}"
 
     def _settle(self, task: Task, row: TrialRow) -> None:
         """An end for good, into the study and the leaderboard."""
@@ -551,11 +522,6 @@ def _went_on(row: TrialRow, epochs: int, figure: float, direction: Direction) ->
         figure=None if at is None else curve[at],
         selected_epoch=at,
     )
-
-
-def _kind(row: TrialRow) -> str:
-    """Short name of what a trial failed with."""
-    return row.reason.partition(":")[0]
 
 
 def _said(task: Task, row: TrialRow, metric: str) -> str:

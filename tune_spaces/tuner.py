@@ -1,6 +1,6 @@
-"""The Ray Tune side of a search: its trials as Tune trials, and Tune's words handed to the search.
+"""The Ray Tune side of a search or a repetition: its tasks as Tune trials, and Tune's words handed to it.
 
-Tune starts, watches and shows trials; what to run is the search's word, and what came of it lies in run folders.
+Tune starts, watches and shows trials; what to run is the work's word, and what came of it lies in run folders.
 A trial that is to end is told so by the board and ends by itself, behind a checkpoint and with its workers freed:
 Tune's own way kills its process. Tune's folder is scratch.
 """
@@ -20,7 +20,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from tune_spaces.board import EPOCH, FIGURE, TRIAL
-from tune_spaces.search import Search, Task
+from tune_spaces.task import Task, Work
 from tune_spaces.trial import TrialOrder, run_trial
 
 __all__ = ["TuneJob"]
@@ -40,9 +40,9 @@ class TuneJob:
         command: what the user typed.
     """
 
-    def __init__(self, ray: Any, search: Search, board: Any, *, max_failures: int, command: str) -> None:
-        self._searcher = _Asker(ray, search, board, command)
-        self._board, self._max_failures, self._search = board, max_failures, search
+    def __init__(self, ray: Any, work: Work, board: Any, *, max_failures: int, command: str) -> None:
+        self._searcher = _Asker(ray, work, board, command)
+        self._board, self._max_failures, self._work = board, max_failures, work
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, name="ray-tune-fit", daemon=True)
         self._thread.start()
@@ -51,7 +51,7 @@ class TuneJob:
         """Wait at most so long for the end; whether it goes on.
 
         Raises:
-            Exception: what ended it, if that was not the search.
+            Exception: what ended it, if that was not the work.
         """
         self._thread.join(wait_s)
         error = self._searcher.error or self._error
@@ -81,7 +81,7 @@ class TuneJob:
                 trial_dirname_creator=lambda trial: f"{trial.config[TRIAL]}-{trial.trial_id}",
             ),
             run_config=tune.RunConfig(
-                name=self._search.folder.name,
+                name=self._work.folder.name,
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=self._max_failures),
                 callbacks=[_Silent()],
@@ -98,11 +98,11 @@ class _Silent(TrialProgressCallback):  # type: ignore[misc]  # Ray has no types
 
 
 class _Asker(Searcher):  # type: ignore[misc]  # Ray has no types
-    """Tune asks, the search answers. What an answer fails with is kept and ends the search: Tune would swallow it."""
+    """Tune asks, the work answers. What an answer fails with is kept and ends the work: Tune would swallow it."""
 
-    def __init__(self, ray: Any, search: Search, board: Any, command: str) -> None:
+    def __init__(self, ray: Any, work: Work, board: Any, command: str) -> None:
         super().__init__()
-        self._ray, self._search, self._board, self._command = ray, search, board, command
+        self._ray, self._work, self._board, self._command = ray, work, board, command
         self._tasks: dict[str, Task] = {}
         self.error: BaseException | None = None
         """The first that an answer failed with."""
@@ -110,14 +110,14 @@ class _Asker(Searcher):  # type: ignore[misc]  # Ray has no types
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config as Tune shows it; FINISHED at the end."""
         with self._kept():
-            task = self._search.next()
+            task = self._work.next()
             if task is not None:
                 return self._start(trial_id, task)
         return None if self._tasks else Searcher.FINISHED
 
     def _start(self, trial_id: str, task: Task) -> dict[str, Any]:
         self._ray.get(self._board.give.remote(self._order(task)))
-        if self._search.is_pruned(task.name):  # decided before the driver of that start was lost
+        if self._work.is_pruned(task.name):  # decided before the driver of that start was lost
             self._ray.get(self._board.end.remote(task.name, "pruned"))
         self._tasks[trial_id] = task
         return {TRIAL: task.name}
@@ -128,7 +128,7 @@ class _Asker(Searcher):  # type: ignore[misc]  # Ray has no types
             return
         with self._kept():
             name = self._tasks[trial_id].name
-            verdict = self._search.report(name, result[EPOCH], result.get(FIGURE))
+            verdict = self._work.report(name, result[EPOCH], result.get(FIGURE))
             if verdict:
                 self._ray.get(self._board.end.remote(name, verdict))
 
@@ -137,7 +137,7 @@ class _Asker(Searcher):  # type: ignore[misc]  # Ray has no types
         with self._kept():
             name = self._tasks[trial_id].name
             reason = self._ray.get(self._board.take_reason.remote(name))
-            self._search.end(name, reason or (_LOST if error else ""))
+            self._work.end(name, reason or (_LOST if error else ""))
         self._tasks.pop(trial_id, None)
 
     @contextmanager
@@ -146,20 +146,20 @@ class _Asker(Searcher):  # type: ignore[misc]  # Ray has no types
             yield
         except Exception as error:  # noqa: BLE001 - the entry from Tune's thread; the main thread raises it
             self.error = self.error or error
-            self._search.stopping = True
+            self._work.stopping = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, for the copy that Tune puts into its folder and nobody reads."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the search keeps its own."""
+        """Nothing: the work keeps its own."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the search keeps its own."""
+        """Nothing: the work keeps its own."""
 
     def _order(self, task: Task) -> TrialOrder:
-        folder = self._search.folder
+        folder = self._work.folder
         return TrialOrder(
             name=task.name,
             config=task.config,

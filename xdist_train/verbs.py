@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from xdist_train.training.launch import LaunchResult
 
-__all__ = ["cam", "compare", "demo", "evaluate", "predict", "report", "runs", "train", "weights"]
+__all__ = ["cam", "card", "compare", "demo", "evaluate", "export", "predict", "report", "runs", "train", "weights"]
 
 _Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. train.epochs=5.")
@@ -66,18 +66,56 @@ def evaluate(
 
 def predict(
     model: _Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Image files; with --out folders and s3:// URIs too.")
+    ],
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes shown for an image.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    out: Annotated[
+        str, typer.Option("--out", metavar="FILE", help="Write a table instead: .csv or .parquet, path or s3:// URI.")
+    ] = "",
+    find: Annotated[
+        str,
+        typer.Option("--find", metavar="CLASS=SENSITIVITY", help="Decide for CLASS from a threshold with this on val."),
+    ] = "",
+    defer_below: Annotated[
+        float, typer.Option("--defer-below", metavar="P", help="Leave to a person what is less sure (calibrated).")
+    ] = 0.0,
 ) -> None:
     """Classify image files with the preprocessing that the model was evaluated with.
 
-    Example: xdist-train predict runs/first scan.jpeg --top-k 2
+    A table has a row for every file, with calibrated probabilities and a decision; what cannot be read has a reason.
+
+    Example: xdist-train predict runs/first scans --out answers.csv --find CNV=0.95 --defer-below 0.8
     """
+    if out:
+        _predict_batch(model, images, out, find, defer_below)
+        return
+    if find or defer_below:
+        from cluster.errors import InputError
+
+        raise InputError("--find and --defer-below fill a column of a table: give --out FILE.csv or FILE.parquet too.")
     from xdist_train.evidence.predict import predict_images
 
     for prediction in predict_images(model, images):
         typer.echo(json.dumps(prediction.to_json()) if as_json else prediction.text(top_k))
+
+
+def export(
+    model: _Model,
+    out: Annotated[
+        str, typer.Option("--out", metavar="FILE", help="File or s3:// URI; by default model/model.onnx of the run.")
+    ] = "",
+) -> None:
+    """Write a trained model as an ONNX file: pictures in, probabilities out, checked against the model.
+
+    It takes uint8 [batch, channels, side, side]; normalising and softmax are inside. Needs the extra `onnx`.
+
+    Example: xdist-train export runs/first --out first.onnx
+    """
+    from xdist_train.models.onnx_publishing import publish_onnx
+
+    typer.echo(f"onnx: {publish_onnx(model, out)}")
 
 
 def cam(
@@ -101,6 +139,26 @@ def cam(
     summary = run_cam(run, split=split, data_uri=data, overrides=overrides or [], console=console)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
+
+
+def card(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
+    license_id: Annotated[
+        str, typer.Option("--license", help="Of the weights, as the Hugging Face Hub spells it, e.g. apache-2.0.")
+    ] = "",
+    out: Annotated[
+        str, typer.Option("--out", metavar="FILE", help="File or s3:// URI; by default model/README.md of the run.")
+    ] = "",
+) -> None:
+    """Write a model card of a run: data, splits, figures with intervals, limits, intended use, how to use it.
+
+    Markdown with the head that the Hugging Face Hub reads. No patient and no file is named.
+
+    Example: xdist-train card runs/first --license cc-by-nc-4.0
+    """
+    from xdist_train.evidence.card.writing import write_card
+
+    typer.echo(f"card: {write_card(run, license_id=license_id, out=out)}")
 
 
 def compare(
@@ -160,7 +218,7 @@ def runs(
     storage: Annotated[str, typer.Argument(metavar="[STORAGE]", help="Storage URI.")] = "runs",
     as_json: _Json = False,
 ) -> None:
-    """List the runs and searches of a storage: status, selected epoch, figure.
+    """List the runs, searches and repetitions of a storage: status, selected epoch, figure.
 
     Example: xdist-train runs runs
     """
@@ -189,6 +247,20 @@ def weights(
 
     stored = run_weights(name, open_store(out))
     typer.echo(f"{stored.source}: {open_store(out).locate(stored.key)}")
+
+
+def _predict_batch(model: str, images: list[str], out: str, find: str, defer_below: float) -> None:
+    from cluster.terminal import progress_bar
+    from xdist_train.evidence.batch import predict_batch
+    from xdist_train.evidence.decisions import parse_wish
+
+    wish = parse_wish(find) if find else None
+    with progress_bar() as progress:
+        done = predict_batch(model, images, out, wish=wish, defer_below=defer_below, progress=progress)
+    scaled = f"temperature {done.temperature:.3f}" if done.temperature else "not calibrated: no figures of val"
+    typer.echo(
+        f"{done.images:,} images, {done.unreadable:,} unreadable, {done.deferred:,} deferred ({scaled}): {done.where}"
+    )
 
 
 def _command() -> str:

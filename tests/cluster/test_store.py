@@ -14,7 +14,7 @@ import pytest
 from pyarrow.fs import FileSelector, FileType, copy_files
 
 from cluster.errors import InputError, MissingObjectError, StoreError
-from cluster.store import Store, open_store, ray_filesystem
+from cluster.store import Store, open_parent, open_store, ray_filesystem
 from tests.seaweed import ACCESS_KEY, SECRET_KEY
 
 
@@ -218,3 +218,18 @@ def test_schemes_that_cannot_be_used_are_refused() -> None:
     with pytest.raises(InputError, match="s3://BUCKET/PREFIX"):
         open_store("s3://key:secret@bucket/x")
     assert Path("/x/y") == open_store("file:///x/y").root
+
+
+def test_a_file_has_a_folder_and_a_name(tmp_path: Path) -> None:
+    """By path or URI; what ends like a folder is refused."""
+    for uri, folder, name in (
+        (f"{tmp_path}/a/b.csv", f"{tmp_path}/a", "b.csv"),
+        ("b.csv", str(Path.cwd()), "b.csv"),
+        ("/b.csv", "/", "b.csv"),
+        ("s3://bucket/x/b.csv", "s3://bucket/x", "b.csv"),
+    ):
+        store, key = open_parent(uri)
+        assert (folder, name) == (store.uri, key)
+    for uri in (f"{tmp_path}/", "..", "s3://bucket/x/"):
+        with pytest.raises(InputError, match="is a folder"):
+            open_parent(uri)

@@ -25,10 +25,7 @@ from tests.seaweed import S3Server
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 _NUM_HOSTS = 4
-# Group normalisation: BatchNorm's running figures depend on the number of workers (the weights do not), and after two
-# epochs are still on their way.
 _SETTINGS = (
-    "model.norm=group",
     "loader.image_size=64",
     "schedule.name=step",
     "schedule.warmup_epochs=0",

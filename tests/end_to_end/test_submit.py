@@ -215,6 +215,7 @@ class _Proxy:
 
 
 _LONG = ("train.epochs=200", "checkpoint.every_steps=2", "train.log_every_steps=1")
+_LIVE_LINE = re.compile(r"epoch \d+/200  step \d")
 
 
 def test_a_job_outlives_its_follower_and_stops_behind_a_checkpoint(
@@ -270,26 +271,29 @@ def test_ctrl_c_may_stop_the_job(head: Nodes, where: list[str], tmp_path: Path) 
     ]
     code, said = _answer_at_a_terminal(submission, "y", head.with_token)
     assert (75, True) == (code, "behind a checkpoint" in said.partition("is asked to stop")[2]), said
-    assert re.search(r"epoch 1/200  step \d/", said), "the live line of a run here"
+    assert _LIVE_LINE.search(said), "the live line of a run here"
     assert "stopped" == open_store(f"{tmp_path}/runs/asked").read_json("run.json")["status"]
 
 
 def _answer_at_a_terminal(command: list[str], answer: str, environment: dict[str, str]) -> tuple[int, str]:
-    """Exit code and screen of a command that is interrupted in the second epoch and then answered."""
+    """Exit code and screen of a command that is interrupted once it has drawn a live line, and then answered."""
     ours, its = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, *command], env={**os.environ, **environment, "COLUMNS": "140"}, stdin=its, stdout=its, stderr=its
     )
     os.close(its)
     said = ""
+    interrupted = answered = False
     try:
         with suppress(OSError):  # the other end is closed
             while piece := os.read(ours, 65536).decode(errors="replace"):
-                before, said = said, said + piece
-                if "epoch 2: " in said and "epoch 2: " not in before:
+                said += piece
+                if not interrupted and "epoch 2: " in said and _LIVE_LINE.search(said):
                     process.send_signal(signal.SIGINT)
-                if "[y/N]" in said and "[y/N]" not in before:
+                    interrupted = True
+                if not answered and "[y/N]" in said:
                     os.write(ours, f"{answer}\n".encode())
+                    answered = True
         return process.wait(60), said
     finally:
         os.close(ours)

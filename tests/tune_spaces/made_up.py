@@ -14,9 +14,10 @@ from cluster.store import open_store
 from tests.tune_spaces.written import write_space
 from tune_spaces import ledger
 from tune_spaces.config import SearchConfig
-from tune_spaces.search import Plan, Search, Task
+from tune_spaces.search import Plan, Search
 from tune_spaces.space import Space
 from tune_spaces.study import open_study
+from tune_spaces.task import Task
 from xdist_train.config import resolve_config
 from xdist_train.training.early_stopping import lower_is_better
 from xdist_train.training.record import RunRecord

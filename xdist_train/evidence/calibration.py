@@ -6,12 +6,14 @@ classes changes. Logarithms of probabilities serve as logits, since softmax does
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from xdist_train.evidence.metrics import CALIBRATION_BINS, Scores, calibration_bins
+from xdist_train.evidence.metrics import CALIBRATION_BINS, Scores, calibration_bins, point_figures
 
-__all__ = ["apply_temperature", "fit_temperature", "reliability"]
+__all__ = ["TemperatureEffect", "apply_temperature", "fit_temperature", "reliability", "scale_temperature"]
 
 Floats = NDArray[np.float64]
 
@@ -43,6 +45,24 @@ def fit_temperature(labels: NDArray[np.integer], probabilities: Floats) -> float
 def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
     """Probabilities [n, K] with their logits divided by a temperature: above 1 they are less sure."""
     return _softmax(np.log(np.maximum(probabilities, _TINY)) / temperature)
+
+
+@dataclass(frozen=True)
+class TemperatureEffect:
+    """A temperature, the images that it was judged on as it makes them, their calibration error without and with it."""
+
+    temperature: float
+    scaled: Scores
+    ece_before: float
+    ece_after: float
+
+
+def scale_temperature(val: Scores, test: Scores) -> TemperatureEffect:
+    """Fit a temperature on val and judge it on test."""
+    temperature = fit_temperature(val.labels, val.probabilities)
+    scaled = Scores.of(test.labels, apply_temperature(test.probabilities, temperature))
+    before, after = (point_figures(scores)["ece"] or 0.0 for scores in (test, scaled))
+    return TemperatureEffect(temperature, scaled, before, after)
 
 
 def reliability(scores: Scores) -> dict[str, Floats]:

@@ -1,11 +1,9 @@
-"""What ranks exchange outside the gradient: small numbers, rows of unequal length, averaged buffers.
+"""What ranks exchange outside the gradient: small numbers, rows of unequal length, sums.
 
 Every function is a no-op on a world of one and must otherwise be called by all ranks alike.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from cluster.world import World
 
-__all__ = ["average_buffers", "gather_rows", "gather_values"]
+__all__ = ["gather_rows", "gather_values", "sum_over_ranks"]
 
 
 def gather_values(values: Tensor, world: World) -> Tensor:
@@ -36,12 +34,8 @@ def gather_rows(rows: Tensor, world: World) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
 
 
-def average_buffers(buffers: Sequence[Tensor], world: World) -> None:
-    """Each tensor becomes its mean over ranks, in place (BatchNorm's running figures)."""
-    if world.size == 1 or not buffers:
-        return
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
-    dist.all_reduce(flat)
-    flat /= world.size
-    for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
-        buffer.copy_(part.view_as(buffer))
+def sum_over_ranks(values: Tensor, world: World) -> Tensor:
+    """[k] on each rank -> their sum [k] on all; the tensor itself is changed."""
+    if world.size > 1:
+        dist.all_reduce(values)
+    return values

@@ -25,8 +25,8 @@ from xdist_train.models.backbones import INPUT_CHANNELS
 from xdist_train.models.heads import set_train_mode
 from xdist_train.models.losses import LossFunction
 from xdist_train.models.precision import resolve_precision
-from xdist_train.training.collectives import average_buffers
 from xdist_train.training.optim import build_optimizer, set_learning_rate
+from xdist_train.training.running_figures import RunningFigures
 
 __all__ = ["InputView", "Learner"]
 
@@ -77,7 +77,7 @@ class Learner:
         forward: nn.Module = torch.compile(self.model) if train.compile else self.model  # type: ignore[assignment]
         # DDP registers hooks on the bare module's parameters; evaluation keeps using the bare module.
         self.replica = _replicate(forward, world)
-        self.moving_buffers = _moving_buffers(self.model)
+        self.running_figures = RunningFigures(self.model, world)
         self._settle_buckets()
 
     def step(self, batches: Iterator[Batch], count: int, weight_sum: float, rate_factor: float) -> Tensor:
@@ -91,6 +91,7 @@ class Learner:
             This rank's part of the step's loss, a scalar on the device; the parts add up to the loss.
         """
         set_train_mode(self.model)
+        self.running_figures.begin()
         set_learning_rate(self.optimizer, self.base_rate * rate_factor)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device, dtype=self.precision.weights)
@@ -98,12 +99,12 @@ class Learner:
             with self._sync(number == count - 1):
                 part = self._part(next(batches)) / weight_sum
                 self.scaler.scale(part * self.world.size).backward()
+            self.running_figures.add()
             total += part.detach()
         if count == 0:
             self._idle_backward()
         self._update()
-        # After every step, so that the figures are a function of the position, wherever a run is stopped.
-        average_buffers(self.moving_buffers, self.world)
+        self.running_figures.end(count)
         return total
 
     @torch.inference_mode()
@@ -168,19 +169,12 @@ class Learner:
 
 
 def _replicate(module: nn.Module, world: World) -> nn.Module:
-    """DDP where there are ranks to meet; buffers are ours to average, so it leaves them alone."""
+    """DDP where there are ranks to meet; buffers are `RunningFigures`' to move, so it leaves them alone."""
     if world.size == 1:
         return module
     newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters  # torch 2.13
     options: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
     return DistributedDataParallel(module, **options)
-
-
-def _moving_buffers(model: nn.Module) -> list[Tensor]:
-    """Floating-point buffers that training changes: those of modules that are not frozen."""
-    set_train_mode(model)
-    modules = [module for module in model.modules() if module.training]
-    return [buffer for module in modules for buffer in module.buffers(recurse=False) if buffer.is_floating_point()]
 
 
 def _micro_batch_seed(seed: int, batch: Batch) -> int:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from cluster.package import code_revision, installed_versions
-from cluster.runs import RUN_SCHEMA, RunFolder
+from cluster.runs import MADE_LATER, RUN_SCHEMA, RunFolder
 from cluster.store import open_store
 
 __all__ = ["RunRecord", "versions"]
@@ -70,6 +70,7 @@ def first_record(folder: RunFolder, earlier: dict[str, Any], **values: Any) -> R
     start = {"attempt": values["attempt"], "workers": workers, "started": time.time()}
     attempts = [*earlier.get("attempts", []), start]
     kept = {key: earlier.get(key, default) for key, default in _LASTING.items()}
+    kept["complete"] = [key for key in kept["complete"] if key not in MADE_LATER]
     return RunRecord(
         folder,
         {

@@ -75,6 +75,7 @@ def write_run(
         "command": "xdist-train train demo",
         "fingerprint": "f" * 64,
         "split": "patient",
+        "identity_digest": "d" * 64,
         "micro_batch_size": 24,
         "code_revision": "0123456789ab",
         "versions": {"python": "3.11.7", "torch": "2.13.0"},

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from cluster.world import World
-from dataloading.loading.plan import training_requests
 from tests.xdist_train.training.ranks import FakeBatches, FolderReporter, make_job, run_ranks
 from xdist_train.config import (
     CheckpointConfig,
@@ -22,7 +21,6 @@ from xdist_train.config import (
     TrainConfig,
 )
 from xdist_train.training.checkpoint import load_checkpoint
-from xdist_train.training.collectives import gather_values
 from xdist_train.training.loop import Job, run_loop
 from xdist_train.training.state import Outcome, TrainState
 
@@ -211,24 +209,6 @@ def test_a_resumed_run_remembers_patience_plateau_history_and_loss(tmp_path: Pat
     )
     rates = [row["lr"] for row in rest.state.history if row["kind"] == "epoch"]
     assert [0.01] * 4 + [0.005] == pytest.approx(rates)
-
-
-def _running_figures(world: World) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """After 3 steps: this rank's BatchNorm figures, and the mean over ranks."""
-    job = _job(world)
-    batches = job.loader.load(training_requests(job.plan, job.steps, world, 0))
-    for step in range(3):
-        start, stop = job.steps.span(step)
-        job.learner.step(batches, len(job.steps.micro_batches(step, world)), stop - start, 1.0)
-    mine = [buffer.clone() for buffer in job.learner.moving_buffers]
-    return mine, [gather_values(buffer.flatten(), world).mean(dim=0).view_as(buffer) for buffer in mine]
-
-
-def test_running_figures_are_the_same_on_all_ranks() -> None:
-    """BatchNorm's mean and variance are averaged after every step, so every rank holds the mean."""
-    mine, mean = run_ranks(2, _running_figures)
-    assert len(mine) > 0
-    assert [True] * len(mine) == [torch.equal(left, right) for left, right in zip(mine, mean, strict=True)]
 
 
 def test_a_run_that_could_select_nothing_fails() -> None:

@@ -78,6 +78,11 @@ class RunEvidence:
     names: Names
 
     @property
+    def parts(self) -> list[dict[str, Any]]:
+        """Of a repetition, whose figures are pooled over them; none of a single run."""
+        return list(self.record.get("parts", []))
+
+    @property
     def main(self) -> SplitAnswers:
         """The split that the headline is of: test where it was evaluated, else val."""
         return next(iter(self.answers.values()))

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from dataloading.packing.audit_warnings import build_warnings, nameless
 from xdist_train.evidence.answers import SplitAnswers
-from xdist_train.evidence.calibration import apply_temperature, fit_temperature, reliability
+from xdist_train.evidence.calibration import reliability, scale_temperature
 from xdist_train.evidence.curves import average_precision, threshold_curve
-from xdist_train.evidence.metrics import FIGURES, Scores, point_figures
+from xdist_train.evidence.metrics import FIGURES
 from xdist_train.evidence.page import section, table, text
 from xdist_train.evidence.report import charts
 from xdist_train.evidence.report.gallery import gallery
 from xdist_train.evidence.report.reading import CamSummary, RunEvidence
+from xdist_train.evidence.report.statements import headline, limits, temperature_statement
 from xdist_train.evidence.report.threshold import threshold_slider, threshold_table
 from xdist_train.evidence.tables import TITLES, figure_text
 
@@ -47,37 +47,11 @@ def sections(run: RunEvidence) -> Iterator[str]:
 
 
 def _summary(run: RunEvidence) -> Iterator[str]:
-    main, record = run.main, run.record
-    selected, model = record["selected"] or {}, run.config.model
-    first = f"A {model.backbone} was trained"
-    if run.info:
-        first += f" on {run.info.num_images:,} images of {run.info.num_patients:,} patients"
-    first += f" ({', '.join(main.classes)}), split by {record['split']}"
-    if selected:
-        first += f"; the weights are those of epoch {selected['epoch'] + 1} of {record['epochs']}, the best by "
-        first += f"{selected['metric']} on val ({selected['value']:.4f})"
-    report = main.report
-    counts = f"{report['n_images']:,} {main.split} images of {report['n_patients']:,} patients"
-    head = f"On {counts}, balanced accuracy is {figure_text(report['balanced_accuracy'])}"
-    yield f'<p class="verdict">{text(f"{first}. {head} (95 % interval over patients).")}</p>'
-    warnings = list(_warnings(run))
+    yield f'<p class="verdict">{text(headline(run))}</p>'
+    warnings = [*limits(run), *run.record["notes"]]
     if warnings:
         items = "".join(f"<li>{text(warning)}</li>" for warning in warnings)
         yield f'<div class="warnings"><p>To be weighed with the figures:</p>\n<ul>{items}</ul></div>'
-
-
-def _warnings(run: RunEvidence) -> Iterator[str]:
-    if run.info and run.info.audit:
-        yield from build_warnings(nameless(run.info.audit))
-    if "test" not in run.answers:
-        yield "Test was not evaluated: val selected the weights, so its figures are too good on average."
-    if run.record["test_evaluations"] > 1:
-        times = run.record["test_evaluations"]
-        yield f"Test was evaluated {times} times: what was chosen after the first was chosen with it."
-    if run.main.report.get("prior"):
-        yield str(run.main.report["prior"]["note"])
-    yield from (cam.values["shortcut"]["warning"] for cam in run.cams if cam.values["shortcut"]["warning"])
-    yield from run.record["notes"]
 
 
 def _data(run: RunEvidence) -> Iterator[str]:
@@ -140,7 +114,7 @@ def _figures(answers: SplitAnswers) -> Iterator[str]:
 
 def _thresholds(run: RunEvidence) -> Iterator[str]:
     if not {"val", "test"} <= run.answers.keys():
-        yield "<p>A threshold is chosen on val and judged on test; both must have been evaluated.</p>"
+        yield f"<p>A threshold is chosen on val and judged on test; {_both(run)}.</p>"
         return
     val, test = (run.answers[split].scores(run.patients[split]) for split in ("val", "test"))
     resamples = run.main.report["interval"]["resamples"]
@@ -152,19 +126,20 @@ def _calibration(run: RunEvidence) -> Iterator[str]:
     main = run.main.scores()
     if "val" not in run.answers or "test" not in run.answers:
         yield _figure("Reliability", charts.reliability_diagram(reliability(main), None))
-        yield "<p>A temperature is fitted on val and judged on test; both must have been evaluated.</p>"
+        yield f"<p>A temperature is fitted on val and judged on test; {_both(run)}.</p>"
         return
     val = run.answers["val"].scores()
-    temperature = fit_temperature(val.labels, val.probabilities)
-    scaled = Scores.of(main.labels, apply_temperature(main.probabilities, temperature))
-    errors = [point_figures(scores)["ece"] or 0.0 for scores in (main, scaled)]
-    said = (
-        f"Temperature scaling with {temperature:.3f}, fitted on val, changes the calibration error on test from "
-        f"{errors[0]:.4f} to {errors[1]:.4f}. "
-        + ("A temperature above 1 says that the model was too sure." if temperature > 1 else "")
-    )
-    yield f"<p>{text(said)}</p>"
+    effect = scale_temperature(val, main)
+    yield f"<p>{text(temperature_statement(effect))}</p>"
+    scaled = effect.scaled
     yield _figure("Reliability on test", charts.reliability_diagram(reliability(main), reliability(scaled)))
+
+
+def _both(run: RunEvidence) -> str:
+    """What is missing where a run has not answered for both."""
+    if run.parts:
+        return "what is pooled here is of several models, each with a val of its own: see the reports of the parts"
+    return "both must have been evaluated"
 
 
 def _errors(run: RunEvidence) -> Iterator[str]:
@@ -203,9 +178,11 @@ def _names(run: RunEvidence, answers: SplitAnswers) -> dict[int, str]:
 
 def _maps(run: RunEvidence) -> Iterator[str]:
     if not run.cams:
+        uri = run.store.child("parts").child(run.parts[0]["name"]).uri if run.parts else run.store.uri
+        why = "Maps are made of one model, a part's" if run.parts else "No class activation maps were made of this run"
         yield (
-            "<p>No class activation maps were made of this run. To make them, and this page again:</p>\n"
-            f"<pre>{text(f'xdist-train cam {run.store.uri}')}\n{text(f'xdist-train report {run.store.uri}')}</pre>"
+            f"<p>{why}. To make them, and a page with them:</p>\n"
+            f"<pre>{text(f'xdist-train cam {uri}')}\n{text(f'xdist-train report {uri}')}</pre>"
         )
         return
     for cam in run.cams:
@@ -270,6 +247,17 @@ def _shortcut(found: dict[str, Any]) -> str:
 
 
 def _training(run: RunEvidence) -> Iterator[str]:
+    if run.parts:
+        metric = TITLES[run.record["metric"]]
+        yield table(
+            f"The parts, each a run of its own under {run.store.uri}/parts, with its own {metric} on test.",
+            ["part", "status", metric],
+            [
+                [part["name"], part["status"], "–" if part["value"] is None else f"{part['value']:.3f}"]
+                for part in run.parts
+            ],
+        )
+        return
     epochs = [row for row in run.history if row["kind"] == "epoch"]
     if not epochs:
         yield "<p>The run has no history of epochs.</p>"
@@ -289,6 +277,9 @@ def _time(run: RunEvidence) -> Iterator[str]:
         if train:
             share = seconds.get("data_wait", 0.0) / train
             yield f"<p>{text(f'Training waited for data in {share:.1%} of its time.')}</p>"
+    if run.parts:
+        yield f"<p>Work of all workers: {run.record['worker_seconds']:.0f} s.</p>"
+        return
     facts = {
         "workers": ", ".join(str(group["workers"]) for group in run.record["groups"]) or "–",
         "starts of workers": str(run.record["group_starts"]),
@@ -302,7 +293,7 @@ def _configuration(run: RunEvidence) -> Iterator[str]:
     yield f"<p>To train it again:</p>\n<pre>{text(record['command'])}</pre>"
     facts = {
         "code": record["code_revision"],
-        "seed": str(run.config.train.seed),
+        **({} if run.parts else {"seed": str(run.config.train.seed)}),
         **{name: str(value) for name, value in record["versions"].items()},
         **{name: str(value) for name, value in record["hardware"].items()},
     }

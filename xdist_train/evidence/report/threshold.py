@@ -13,12 +13,24 @@ from xdist_train.evidence.operating import choose_threshold, operating_figures
 from xdist_train.evidence.page import table, text
 from xdist_train.evidence.tables import figure_text
 
-__all__ = ["SENSITIVITY", "THRESHOLD_SCRIPT", "threshold_slider", "threshold_table"]
+__all__ = [
+    "SENSITIVITY",
+    "THRESHOLD_CAPTION",
+    "THRESHOLD_HEADS",
+    "THRESHOLD_SCRIPT",
+    "threshold_rows",
+    "threshold_slider",
+    "threshold_table",
+]
 
 SENSITIVITY = 0.95
 """The wish that the table with intervals is for."""
 _WISHES = range(50, 101)  # percent
-_HEADS = ("class", "threshold", "sensitivity", "specificity", "precision")
+THRESHOLD_HEADS = ("class", "threshold", "sensitivity", "specificity", "precision")
+THRESHOLD_CAPTION = (
+    f"One class against the rest: the highest threshold on its probability that finds {SENSITIVITY:.0%} of its "
+    "images on val, and what it does on test, with 95 % intervals over patients."
+)
 
 THRESHOLD_SCRIPT = """
 for (const box of document.querySelectorAll("[data-operating]")) {
@@ -34,8 +46,8 @@ for (const box of document.querySelectorAll("[data-operating]")) {
 """
 
 
-def threshold_table(val: Scores, test: Scores, classes: Sequence[str], *, resamples: int) -> str:
-    """For each class the threshold that reaches SENSITIVITY on val, and what it does on test, with intervals."""
+def threshold_rows(val: Scores, test: Scores, classes: Sequence[str], *, resamples: int) -> list[list[str]]:
+    """A class a row under THRESHOLD_HEADS: the threshold that reaches SENSITIVITY on val, and what it does on test."""
     rows = []
     for index, name in enumerate(classes):
         threshold = choose_threshold(val, index, SENSITIVITY)
@@ -43,12 +55,14 @@ def threshold_table(val: Scores, test: Scores, classes: Sequence[str], *, resamp
             rows.append([name, *["–"] * 4])
             continue
         figures = operating_figures(test, index, threshold, resamples=resamples)
-        rows.append([name, f"{threshold:.3f}", *(figure_text(figures[head]) for head in _HEADS[2:])])
-    caption = (
-        f"One class against the rest: the highest threshold on its probability that finds {SENSITIVITY:.0%} of its "
-        "images on val, and what it does on test, with 95 % intervals over patients."
-    )
-    return table(caption, _HEADS, rows, folded=False)
+        rows.append([name, f"{threshold:.3f}", *(figure_text(figures[head]) for head in THRESHOLD_HEADS[2:])])
+    return rows
+
+
+def threshold_table(val: Scores, test: Scores, classes: Sequence[str], *, resamples: int) -> str:
+    """`threshold_rows` as HTML."""
+    rows = threshold_rows(val, test, classes, resamples=resamples)
+    return table(THRESHOLD_CAPTION, THRESHOLD_HEADS, rows, folded=False)
 
 
 def threshold_slider(val: Scores, test: Scores, classes: Sequence[str]) -> str:
@@ -58,7 +72,7 @@ def threshold_slider(val: Scores, test: Scores, classes: Sequence[str]) -> str:
     rows = "".join(
         f'<tr><th scope="row">{text(name)}</th><td></td><td></td><td></td><td></td></tr>' for name in classes
     )
-    heads = "".join(f'<th scope="col">{text(head)}</th>' for head in _HEADS)
+    heads = "".join(f'<th scope="col">{text(head)}</th>' for head in THRESHOLD_HEADS)
     return (
         f'<div data-operating="{text(json.dumps(data))}">\n<p><label>Sensitivity wished for on val: '
         f'<input type="range" min="{_WISHES[0]}" max="{_WISHES[-1]}" value="{start}" step="1"> '

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.errors import InputError
-from cluster.runs import REPORT, RUN, is_silent
+from cluster.runs import REPORT, add_object, require_ended
 from cluster.store import open_store
 from xdist_train.evidence.page import page, text
 from xdist_train.evidence.report.gallery import GALLERY_SCRIPT, GALLERY_STYLE
@@ -44,19 +43,13 @@ def write_report(uri: str, *, out: Path | None = None, real_names: bool = False)
         InputError: no run, one that is still going on, no figures yet, or something that cannot be read.
     """
     run = read_evidence(uri, real_names=real_names)
-    if out is None and run.record["status"] == "running" and not is_silent(run.record):
-        raise InputError(
-            f"{uri!r} is still running, and its folder is its driver's until it ends (see `xdist-train runs`). Report "
-            "it then, or write the page elsewhere now: --out FILE."
-        )
+    if out is None:
+        require_ended(run.record, uri)
     data = run_report(run).encode()
     if out is not None:
         open_store(str(out.parent)).write(out.name, data)
         return str(out)
-    run.store.write(REPORT, data)
-    record = run.store.read_json(RUN)
-    if REPORT not in record["complete"]:
-        run.store.write_json(RUN, {**record, "complete": sorted({*record["complete"], REPORT})})
+    add_object(run.store, REPORT, data)
     return run.store.locate(REPORT)
 
 

@@ -1,0 +1,1 @@
+"""The model card: a run as one markdown page beside its weights."""

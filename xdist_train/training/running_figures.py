@@ -1,0 +1,77 @@
+"""BatchNorm's running mean and variance, moved once a step by all its micro batches, whichever rank ran them.
+
+Torch moves them at each forward, so in usual DDP training they depend on how many ranks share a step. Knows no loader
+and no loss.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from cluster.world import World
+from xdist_train.training.collectives import sum_over_ranks
+
+__all__ = ["RunningFigures"]
+
+
+class RunningFigures:
+    """Those of the modules of a model that are in train mode at a step.
+
+    n micro batches move them by 1 - (1 - momentum)^n towards the mean of the micro batches' own figures: as far as n
+    forwards on one rank would, each micro batch weighing the same.
+
+    Args:
+        model: on its device; the momentum of its modules is 1 from now on, so that after a forward they hold that
+            micro batch's own figures.
+    """
+
+    def __init__(self, model: nn.Module, world: World) -> None:
+        self._world = world
+        self._momentum: dict[_NormBase, float] = {}
+        for module in model.modules():
+            # One without a momentum averages over all that it ever saw.
+            if isinstance(module, _NormBase) and module.running_mean is not None and module.momentum is not None:
+                self._momentum[module] = module.momentum
+                module.momentum = 1.0
+        self._moving: list[_NormBase] = []
+        self._kept = self._before = self._sum = torch.empty(0)
+
+    def begin(self) -> None:
+        """A step begins; the model's modes are set."""
+        moving = [module for module in self._momentum if module.training]
+        if moving != self._moving:
+            self._moving = moving
+            kept = [torch.full_like(each, 1 - self._momentum[module]) for module in moving for each in _buffers(module)]
+            self._kept = torch.cat(kept) if kept else torch.empty(0)
+        if moving:
+            self._before = self._flat()
+            self._sum = torch.zeros_like(self._before)
+
+    def add(self) -> None:
+        """A micro batch went through the model."""
+        if self._moving:
+            self._sum += self._flat()
+
+    def end(self, count: int) -> None:
+        """This rank's `count` micro batches of the step are done; collective."""
+        if not self._moving:
+            return
+        sums = sum_over_ranks(torch.cat([self._sum, self._sum.new_tensor([count])]), self._world)
+        total, mean = sums[-1], sums[:-1] / sums[-1]
+        figures = torch.lerp(mean, self._before, self._kept**total)
+        buffers = [buffer for module in self._moving for buffer in _buffers(module)]
+        for buffer, part in zip(buffers, figures.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(part)
+        for module in self._moving:
+            cast(Tensor, module.num_batches_tracked).add_((total - count).long())
+
+    def _flat(self) -> Tensor:
+        return torch.cat([buffer for module in self._moving for buffer in _buffers(module)])
+
+
+def _buffers(module: _NormBase) -> tuple[Tensor, Tensor]:
+    return cast(Tensor, module.running_mean), cast(Tensor, module.running_var)
