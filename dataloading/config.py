@@ -96,6 +96,8 @@ class AugmentConfig:
     """Least and most share of the picture's area that a crop keeps; [1, 1] is off."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
     """Least and most change of the aspect ratio of a crop; [1, 1] is off."""
+    zoom: float = 0.0
+    """What is shown grows or shrinks on both sides by one factor, uniform in 1 +- this; black beyond the picture."""
     rotation_degrees: float = 15.0
     """Rotation is uniform in +- this angle."""
     flip: float = 0.5
@@ -119,7 +121,7 @@ class AugmentConfig:
         for name in ("flip", "flip_vertical"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"augment.{name} is a probability in 0..1, not {getattr(self, name)}")
-        for name in ("brightness", "contrast"):
+        for name in ("zoom", "brightness", "contrast"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"augment.{name} must lie in 0..1 (below 1), not {getattr(self, name)}")
 

@@ -11,7 +11,7 @@ import typer
 
 __all__ = ["repeat", "tune"]
 
-_Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Shipped recipe (oct, xray, demo) or YAML file.")]
+_Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Shipped recipe (oct, covid_ct, ...) or YAML file.")]
 
 
 def tune(

@@ -25,7 +25,7 @@ _Model = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a bar
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Shipped recipe (oct, xray, demo) or YAML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Shipped recipe (oct, covid_ct, ...) or YAML file.")],
     overrides: _Overrides = None,
     as_json: _Json = False,
 ) -> None:

@@ -32,7 +32,7 @@ _SLOTS = 4 * _BLOCKS  # uniforms a position
 
 
 class _Slot(IntEnum):
-    """Which uniform of a position belongs to which step. Never renumber; 9 to 11 are free for later steps."""
+    """Which uniform of a position belongs to which step. Never renumber; 10 and 11 are free for later steps."""
 
     AREA = 0
     RATIO = 1
@@ -43,6 +43,7 @@ class _Slot(IntEnum):
     FLIP_VERTICAL = 6
     BRIGHTNESS = 7
     CONTRAST = 8
+    ZOOM = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +118,10 @@ def draw_augmentation(
     """The augmentation of the draws at positions start, start + 1, ... of an epoch.
 
     A crop lies inside the view that evaluation shows, keeps a uniform share of its area, and changes its
-    aspect ratio log-uniformly as far as that share leaves room. Rotation turns the output about the crop's
-    centre. Contrast acts about the mean gray level, then brightness scales (both as in torchvision's
-    ColorJitter, with the set's mean in place of the picture's).
+    aspect ratio log-uniformly as far as that share leaves room. Zoom makes both sides of the crop longer or
+    shorter by one factor about its centre (Keras' RandomZoom: above 1 zooms out, and may show what lies beyond the
+    picture). Rotation turns the output about the same centre. Contrast acts about the mean gray level, then
+    brightness scales (both as in torchvision's ColorJitter, with the set's mean in place of the picture's).
 
     Args:
         config: ranges of the steps.
@@ -131,7 +133,7 @@ def draw_augmentation(
         start: position of the first draw in its epoch.
     """
     uniforms = _uniforms(seed, epoch, start, len(widths))
-    box = _crop(config, _fitted_box(view, widths, heights), uniforms)
+    box = _zoom(config, _crop(config, _fitted_box(view, widths, heights), uniforms), uniforms)
     angles = np.radians(config.rotation_degrees) * (2 * uniforms[_Slot.ROTATION] - 1)
     across = np.where(uniforms[_Slot.FLIP] < config.flip, -1.0, 1.0)
     down = np.where(uniforms[_Slot.FLIP_VERTICAL] < config.flip_vertical, -1.0, 1.0)
@@ -172,6 +174,11 @@ def _crop(config: AugmentConfig, box: _Box, uniforms: Floats) -> _Box:
     x = box.x + (uniforms[_Slot.CENTRE_X] - 0.5) * (box.width - width)
     y = box.y + (uniforms[_Slot.CENTRE_Y] - 0.5) * (box.height - height)
     return _Box(x, y, width, height)
+
+
+def _zoom(config: AugmentConfig, box: _Box, uniforms: Floats) -> _Box:
+    factor = 1 + config.zoom * (2 * uniforms[_Slot.ZOOM] - 1)
+    return box._replace(width=box.width * factor, height=box.height * factor)
 
 
 def _matrices(image_size: int, box: _Box, angles: Floats, across: Floats, down: Floats) -> Floats:

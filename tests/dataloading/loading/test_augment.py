@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from cluster.world import World
 from dataloading.config import AugmentConfig
-from dataloading.loading.augment import Augmentation, View, draw_augmentation, plain_view
+from dataloading.loading.augment import Augmentation, View, _Slot, draw_augmentation, plain_view
 from dataloading.loading.plan import Plan, StepPlan, training_requests
 
-EVERYTHING = AugmentConfig(flip_vertical=0.3)
+EVERYTHING = AugmentConfig(flip_vertical=0.3, zoom=0.2)
 OFF = {
     "crop_scale": (1.0, 1.0),
     "crop_ratio": (1.0, 1.0),
+    "zoom": 0.0,
     "rotation_degrees": 0.0,
     "flip": 0.0,
     "flip_vertical": 0.0,
@@ -84,13 +85,14 @@ def test_switching_one_step_off_leaves_the_others_as_they_are(switched_off):
     less = draw(dataclasses.replace(EVERYTHING, **{switched_off: OFF[switched_off]}), 0, 64)
     if not switched_off.startswith("crop"):
         np.testing.assert_allclose(centres(less), centres(full), atol=1e-9)
+    if not switched_off.startswith(("crop", "zoom")):
         np.testing.assert_allclose(box_sides(less), box_sides(full), atol=1e-9)
         assert less.reductions.tolist() == full.reductions.tolist()
     if switched_off not in ("brightness", "contrast"):
         assert (less.gains.tobytes(), less.shifts.tobytes()) == (full.gains.tobytes(), full.shifts.tobytes())
     if switched_off in ("brightness", "contrast"):
         assert less.matrices.tobytes() == full.matrices.tobytes()
-    if switched_off.startswith("crop"):
+    if switched_off.startswith(("crop", "zoom")):
         np.testing.assert_allclose(rotations(less), rotations(full), atol=1e-9)
 
 
@@ -125,6 +127,12 @@ def test_the_stream_is_the_documented_one():
     assert draw_augmentation(config, VIEW, *sizes(5), seed=7, epoch=4, start=0).gains.tolist() == expected.tolist()
 
 
+def test_no_step_ever_changes_its_uniform():
+    """Runs that go on, and those that are repeated years later, draw what they drew."""
+    names = ["AREA", "RATIO", "CENTRE_X", "CENTRE_Y", "ROTATION", "FLIP", "FLIP_VERTICAL", "BRIGHTNESS", "CONTRAST"]
+    assert {name: number for number, name in enumerate([*names, "ZOOM"])} == {slot.name: slot.value for slot in _Slot}
+
+
 @pytest.mark.parametrize("fit", ["stretch", "crop"])
 def test_crops_keep_their_share_inside_the_view(fit):
     """A crop keeps a uniform share of the fitted view's area, in range, and never leaves that view."""
@@ -156,6 +164,50 @@ def test_rotation_and_flips_act_on_the_output():
     np.testing.assert_allclose(flipped.matrices, plain.matrices @ mirror, atol=1e-9)
     flips = draw(AugmentConfig(**{**OFF, "flip": 0.3}), 0, 4000).matrices[:, 0, 0] < 0
     assert flips.mean() == pytest.approx(0.3, abs=0.03)
+
+
+def test_zoom_is_one_uniform_factor_on_both_sides():
+    """The view grows or shrinks about its centre, in its own aspect, by slot 9's factor; outward is outside it."""
+    key = np.random.SeedSequence([1, 2, 2]).generate_state(2, np.uint64)
+    uniforms = np.random.Generator(np.random.Philox(key=key)).random((4000, 12))
+    plain, zoomed = (draw(AugmentConfig(**{**OFF, "zoom": zoom}), 0, 4000) for zoom in (0.0, 0.4))
+    factors = 1 + 0.4 * (2 * uniforms[:, 9] - 1)
+    np.testing.assert_allclose(box_sides(zoomed), box_sides(plain) * factors[:, None], rtol=1e-12)
+    np.testing.assert_allclose(centres(zoomed), centres(plain), atol=1e-9)
+    assert (factors.min(), factors.max(), factors.mean()) == pytest.approx((0.6, 1.4, 1.0), abs=0.01)
+    corner = zoomed.matrices[factors > 1] @ np.array([0.0, 0.0, 1.0])
+    assert corner.max() < 0
+
+
+@settings(deadline=None)
+@given(zoom=st.floats(0, 0.99), start=st.integers(0, 2**40), seed=st.integers(0, 2**32 - 1))
+def test_zoom_goes_with_every_other_step(zoom, start, seed):
+    """Whatever else is drawn, zoom scales the matrix's four coefficients by one factor and leaves the rest in bits."""
+    widths, heights = sizes(24)
+    plain, zoomed = (
+        draw_augmentation(
+            dataclasses.replace(EVERYTHING, zoom=value), VIEW, widths, heights, seed=seed, epoch=0, start=start
+        )
+        for value in (0.0, zoom)
+    )
+    factors = box_sides(zoomed) / box_sides(plain)
+    np.testing.assert_allclose(factors[:, 0], factors[:, 1], rtol=1e-9)
+    assert (np.abs(factors - 1) <= zoom + 1e-9).all()
+    np.testing.assert_allclose(
+        zoomed.matrices[:, :, :2], plain.matrices[:, :, :2] * factors[:, :, None], rtol=1e-9, atol=1e-12
+    )
+    np.testing.assert_allclose(centres(zoomed), centres(plain), atol=1e-9)
+    assert (zoomed.gains.tobytes(), zoomed.shifts.tobytes()) == (plain.gains.tobytes(), plain.shifts.tobytes())
+
+
+def test_zoomed_in_pictures_are_decoded_larger():
+    """The reduction follows what zoom leaves of the view: a JPEG is never decoded to fewer pixels than asked for."""
+    widths = heights = np.full(4000, 500)
+    config = AugmentConfig(**{**OFF, "zoom": 0.9})
+    drawn = draw_augmentation(config, VIEW, widths, heights, seed=0, epoch=0, start=0)
+    room = box_sides(drawn).min(axis=1) / (VIEW.image_size * VIEW.reduce_tolerance)
+    assert np.where(room >= 4, 4, np.where(room >= 2, 2, 1)).tolist() == drawn.reductions.tolist()
+    assert {1, 2, 4} == set(drawn.reductions.tolist())
 
 
 def test_contrast_turns_about_the_mean_and_brightness_scales():

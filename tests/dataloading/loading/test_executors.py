@@ -72,6 +72,32 @@ def test_executors_agree_on_colour(reduce_tolerance, limit):
     assert difference(opencv, dali).is_within(limit), difference(opencv, dali)
 
 
+@pytest.mark.parametrize(("reduce_tolerance", "limit"), [(9.0, AT_FULL_SCALE), (0.9, AT_REDUCED_SCALE)])
+def test_executors_agree_on_zoomed_pictures(reduce_tolerance, limit):
+    """In and out, each at the scale that it is decoded at."""
+    images = [encode_jpeg(speckled_picture(n, 301 + 13 * n, 277 + 5 * n)) for n in range(12)]
+    config = AugmentConfig(zoom=0.6)
+    augmentation = augmentation_of(images, reduce_tolerance=reduce_tolerance, image_size=128, config=config)
+    assert len(set(augmentation.reductions.tolist())) == (1 if reduce_tolerance == 9.0 else 2)
+    opencv, dali = (run(build(name, 1, 128), images, augmentation) for name in ("opencv", "dali"))
+    assert difference(opencv, dali).is_within(limit), difference(opencv, dali)
+
+
+def test_zooming_out_shows_black_around_the_picture(backend):
+    """The picture is smaller by the factor, in the middle, and 0 lies about it."""
+    image = encode_jpeg(np.full((64, 64), 200, np.uint8))
+    whole = (1.0, 1.0)
+    config = AugmentConfig(crop_scale=whole, crop_ratio=whole, rotation_degrees=0, brightness=0, contrast=0, zoom=0.5)
+    numbers = augmentation_of([image] * 30, reduce_tolerance=9.0, image_size=64, config=config)
+    sides = np.minimum(64, 64 / np.abs(numbers.matrices[:, 0, 0]))
+    batch = run(build(backend, 1, 64), [image] * 30, numbers).numpy()[:, 0]
+    lit = [(picture[32] > 100).sum() for picture in batch]
+    assert np.abs(np.array(lit) - sides).max() <= 1.01
+    assert (sides.min() < 50, sides.max()) == (True, 64)
+    corners = batch[sides < 60][:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert 0 == corners.max()
+
+
 def test_colour_is_rgb(backend):
     """The first channel is red."""
     picture = np.zeros((64, 64, 3), np.uint8)
