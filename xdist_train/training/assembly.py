@@ -79,8 +79,8 @@ class Assembly:
         return find_prior_shift(counts, self.job.plan.quotas.tolist(), weights)
 
     def answers(self, split: str) -> Answers:
-        """The present weights' logits of every image of a split, in row order, on all ranks; collective."""
-        self.learner.model.eval()
+        """The judged weights' logits of every image of a split, in row order, on all ranks; collective."""
+        self.learner.judged.eval()
         size = self.splits[split].num_images
         requests = evaluation_requests(size, self.micro_batch_size, self.world)
         with self._build_loader(split, train=False) as loader:

@@ -2,8 +2,9 @@
 
     model.safetensors   the model's tensors
     optim.safetensors   the optimiser's tensors, named `<parameter index>.<name>`
+    average.safetensors the averaged model's tensors; only of a run that keeps an average of its weights
     state.json          TrainState, and the optimiser's and scaler's plain values
-    digest.json         sha256 and bytes of the other three; written last
+    digest.json         sha256 and bytes of the others; written last
 
 What a checkpoint says of itself is not believed: which files it has, how large they may be and what fits the
 learner is decided here, and what it does not say so is damaged. Knows folders and stores; which checkpoints are
@@ -45,11 +46,12 @@ __all__ = [
     "parse_checkpoint_name",
 ]
 
-_MODEL, _OPTIM, _STATE, _DIGEST = "model.safetensors", "optim.safetensors", "state.json", "digest.json"
-_FILES = (_MODEL, _OPTIM, _STATE, _DIGEST)
+_MODEL, _OPTIM, _AVERAGE = "model.safetensors", "optim.safetensors", "average.safetensors"
+_STATE, _DIGEST = "state.json", "digest.json"
 _LIMITS = {
     _MODEL: WEIGHTS_LIMIT_BYTES,
     _OPTIM: 2 * WEIGHTS_LIMIT_BYTES,  # Adam's two moments
+    _AVERAGE: WEIGHTS_LIMIT_BYTES,
     _STATE: 256 << 20,  # the history is in it
     _DIGEST: DOCUMENT_LIMIT_BYTES,
 }
@@ -92,16 +94,25 @@ class Snapshot:
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    average: dict[str, Tensor]
+    """Empty where none is kept."""
     values: dict[str, Any]
     release: Callable[[], None]
     """Gives the memory back for a later snapshot; nothing of this one may be read after it."""
+
+    @property
+    def judged(self) -> dict[str, Tensor]:
+        """The tensors of the model that was evaluated."""
+        return self.average or self.model
 
     def write(self, folder: Path) -> None:
         """Write into an empty folder, the digest last."""
         save_file(_contiguous(self.model), folder / _MODEL)
         save_file(_contiguous(self.optimizer), folder / _OPTIM)
+        if self.average:
+            save_file(_contiguous(self.average), folder / _AVERAGE)
         (folder / _STATE).write_text(json.dumps(self.values))
-        digests = {name: _digest(folder / name) for name in (_MODEL, _OPTIM, _STATE)}
+        digests = {name: _digest(folder / name) for name in _files(bool(self.average)) if name != _DIGEST}
         (folder / _DIGEST).write_text(json.dumps(digests, indent=2))
 
     def upload(self, store: Store, moved: Callable[[], None] = lambda: None) -> None:
@@ -109,7 +120,7 @@ class Snapshot:
         try:
             with tempfile.TemporaryDirectory(prefix="xdist-checkpoint-") as folder:
                 self.write(Path(folder))
-                for key in _FILES:
+                for key in _files(bool(self.average)):
                     store.upload(Path(folder) / key, key, moved)
         except SafetensorError as error:  # hides the operating system's
             raise StoreError(f"{tempfile.gettempdir()}: cannot write a checkpoint ({error}).") from error
@@ -129,16 +140,23 @@ class Snapshots:
         """Copy everything that a checkpoint holds now."""
         model, optimizer, scaler = learner.state()
         moments, plain = _split_optimizer(optimizer)
+        average = learner.average.model.state_dict() if learner.average else {}
         memory = self._free.pop() if self._free else {}
         copies = Snapshot(
             model={name: _copy(tensor, f"model/{name}", memory) for name, tensor in model.items()},
             optimizer={name: _copy(tensor, f"optim/{name}", memory) for name, tensor in moments.items()},
+            average={name: _copy(tensor, f"average/{name}", memory) for name, tensor in average.items()},
             values={"train": state.to_json(), "optimizer": plain, "scaler": scaler},
             release=lambda: self._free.append(memory),
         )
         if learner.device.type == "cuda":
             torch.cuda.current_stream(learner.device).synchronize()
         return copies
+
+
+def _files(averaged: bool) -> list[str]:
+    """Of a run that keeps an average, or of one that does not; the digest last."""
+    return [name for name in _LIMITS if averaged or name != _AVERAGE]
 
 
 def _copy(tensor: Tensor, name: str, memory: dict[str, Tensor]) -> Tensor:
@@ -162,11 +180,11 @@ def fetch_checkpoint(store: Store, folder: Path) -> None:
         StoreError: the storage does not give them.
         OSError: the folder cannot be written to.
     """
-    for key in _FILES:
+    for key, limit in _LIMITS.items():
         found = store.info(key)
         if found is None:
             continue
-        if found.num_bytes > _LIMITS[key]:
+        if found.num_bytes > limit:
             logger.warning(
                 "%s has %s, more than such a file of a checkpoint can have: it is not fetched",
                 store.locate(key),
@@ -182,34 +200,36 @@ def load_checkpoint(folder: Path, learner: Learner) -> TrainState:
     Raises:
         DamagedCheckpointError: missing or altered files; the learner is untouched.
     """
-    _verify(folder)
+    files = _files(learner.average is not None)
+    _verify(folder, files)
     try:
-        model, tensors = (read_tensors(folder / name, _LIMITS[name]) for name in (_MODEL, _OPTIM))
+        read = {name: read_tensors(folder / name, _LIMITS[name]) for name in files if name.endswith(".safetensors")}
         values = json.loads((folder / _STATE).read_bytes())
-        optimizer, scaler = _join_optimizer(tensors, values["optimizer"]), values["scaler"]
+        optimizer, scaler = _join_optimizer(read[_OPTIM], values["optimizer"]), values["scaler"]
         state = TrainState.from_json(values["train"])
-        _require_fit(model, learner)
-        learner.load(model, optimizer, scaler)
+        for name in (_MODEL, _AVERAGE) if learner.average else (_MODEL,):
+            _require_fit(read[name], name, learner)
+        learner.load(read[_MODEL], optimizer, scaler, read.get(_AVERAGE, {}))
     except _UNREADABLE as error:
         raise DamagedCheckpointError(f"unreadable: {type(error).__name__}: {error}") from error
     return state
 
 
-def _require_fit(model: Mapping[str, Tensor], learner: Learner) -> None:
+def _require_fit(model: Mapping[str, Tensor], file: str, learner: Learner) -> None:
     """Before anything of the learner is overwritten."""
     wanted = {name: tensor.shape for name, tensor in learner.model.state_dict().items()}
     found = {name: tensor.shape for name, tensor in model.items()}
     if wanted != found:
         names = sorted(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
-        raise ValueError(f"{_MODEL} holds another network ({', '.join(names[:3])})")
+        raise ValueError(f"{file} holds another network ({', '.join(names[:3])})")
 
 
-def _verify(folder: Path) -> None:
+def _verify(folder: Path, files: list[str]) -> None:
     """No file but a checkpoint's own is opened, whatever the digest names, and none that is too large."""
     try:
-        large = [name for name in _FILES if (folder / name).stat().st_size > _LIMITS[name]]
+        large = [name for name in files if (folder / name).stat().st_size > _LIMITS[name]]
         digests = {} if large else json.loads((folder / _DIGEST).read_bytes())
-        named = isinstance(digests, dict) and set(digests) == set(_FILES) - {_DIGEST}
+        named = isinstance(digests, dict) and set(digests) == set(files) - {_DIGEST}
         wrong = [name for name in digests if _digest(folder / name) != digests[name]] if named else large or [_DIGEST]
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedCheckpointError(f"incomplete: {error}") from error

@@ -25,6 +25,7 @@ from xdist_train.models.backbones import INPUT_CHANNELS
 from xdist_train.models.heads import set_train_mode
 from xdist_train.models.losses import LossFunction
 from xdist_train.models.precision import resolve_precision
+from xdist_train.training.average import WeightAverage
 from xdist_train.training.optim import build_optimizer, set_learning_rate
 from xdist_train.training.running_figures import RunningFigures
 
@@ -71,6 +72,7 @@ class Learner:
         self.precision = resolve_precision(train.precision, device)
         self.memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
         self.model = model.to(device=device, dtype=self.precision.weights, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.average = WeightAverage(self.model, train.ema_decay) if train.ema_decay else None
         self.optimizer = build_optimizer(self.model, optim)
         self.base_rate = optim.lr
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
@@ -107,20 +109,33 @@ class Learner:
         self.running_figures.end(count)
         return total
 
+    @property
+    def judged(self) -> nn.Module:
+        """The bare model that is evaluated and published: the average of the weights where one is kept."""
+        return self.average.model if self.average else self.model
+
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
-        """Logits of the bare model in its present mode: float32 or wider [n, classes]."""
-        return self._forward(self.model, batch.to(self.device, non_blocking=True).images)
+        """Logits of the judged model in its present mode: float32 or wider [n, classes]."""
+        return self._forward(self.judged, batch.to(self.device, non_blocking=True).images)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
         """Model tensors, the optimiser's state dict, the scaler's state dict."""
         return self.model.state_dict(), self.optimizer.state_dict(), self.scaler.state_dict()
 
-    def load(self, model: Mapping[str, Tensor], optimizer: dict[str, Any], scaler: dict[str, Any]) -> None:
-        """The reverse of `state`; on every rank alike."""
+    def load(
+        self,
+        model: Mapping[str, Tensor],
+        optimizer: dict[str, Any],
+        scaler: dict[str, Any],
+        average: Mapping[str, Tensor],
+    ) -> None:
+        """The reverse of `state` and `average`, which is empty where none is kept; on every rank alike."""
         self.optimizer.load_state_dict(optimizer)  # first, since it is the one that may refuse what it is given
         self.scaler.load_state_dict(scaler)
         self.model.load_state_dict(model)
+        if self.average:
+            self.average.model.load_state_dict(average)
 
     def _part(self, batch: Batch) -> Tensor:
         """sum(w_i * l_i) of a micro batch."""

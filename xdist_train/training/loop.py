@@ -170,6 +170,8 @@ class _Run:
         number = state.epoch * job.steps.steps_per_epoch + state.step
         job.pulse.at(state.epoch, state.step)
         part = job.learner.step(batches, count, weight_sum, job.schedule.factor(number))
+        if job.learner.average:
+            job.learner.average.update(number + 1)
         self.loss += part
         bad = torch.where(torch.isfinite(part), math.inf, float(number))
         self.first_bad = torch.minimum(self.first_bad, bad)

@@ -92,7 +92,7 @@ class Uploads:
         assert snapshot is not None
         folder.check_owner()
         if saving.selection is not None:
-            self._published(publish_model(folder, snapshot.model, self._assembly, saving.selection))
+            self._published(publish_model(folder, snapshot.judged, self._assembly, saving.selection))
             self._move()
         if saving.history is not None:
             self._published(publish_history(folder, saving.history))

@@ -227,7 +227,7 @@ def _load_selected(assembly: Assembly, folder: RunFolder, state: TrainState) -> 
     """The published weights into the learner, on every rank."""
     gather_values(torch.zeros(1, device=assembly.device), assembly.world)  # rank 0 has published them all
     model, description = load_model(folder.store.uri)
-    assembly.learner.model.load_state_dict(model.state_dict())
+    assembly.learner.judged.load_state_dict(model.state_dict())
     if description.selection != state.selection and assembly.world.is_first:
         # A group was lost between publishing a model and its checkpoint, and the repeated epoch was not as good.
         logger.warning("the model in the run folder was selected at %s: its figures are given", description.selection)

@@ -21,7 +21,7 @@ _BATCH_NORM = ModelConfig(backbone="small_cnn", dropout=0.1)
 _GROUP_NORM = ModelConfig(backbone="small_cnn", norm="group")
 _SGD = OptimConfig(name="sgd", lr=0.05)
 _ADAM = OptimConfig(name="adam", lr=1e-3)
-_TRAIN = TrainConfig(epochs=20, batch_size=20, precision="float64", log_every_steps=1000)
+_TRAIN = TrainConfig(epochs=20, batch_size=20, precision="float64", log_every_steps=1000, ema_decay=0.9)
 
 # Name: model, optimiser, loss. Every one with micro batches of 5 in steps of 20.
 _CASES: dict[str, tuple[ModelConfig, OptimConfig, LossConfig]] = {
@@ -33,7 +33,7 @@ _CASES: dict[str, tuple[ModelConfig, OptimConfig, LossConfig]] = {
 
 
 def _weights_after_20_steps(world: World, batch_size: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Parameters and buffers of each case after 20 steps of 20 images, `batch_size` of them a pass."""
+    """Parameters, buffers and averages of each case after 20 steps of 20 images, `batch_size` of them a pass."""
     train = replace(_TRAIN, batch_size=batch_size, accumulation_steps=20 // batch_size)
     weights = {}
     for name, (model, optim, loss) in _CASES.items():
@@ -52,9 +52,18 @@ def _run_20_steps(job: Any) -> dict[str, torch.Tensor]:
             total = job.learner.loss.weight_sum(job.plan.classes(epoch, start, stop))
             job.learner.step(batches, count, total, 1.0)
             done += 1
+            job.learner.average.update(done)
             if done == 20:
-                return {name: value.detach().clone() for name, value in job.learner.model.state_dict().items()}
+                return _tensors(job)
     raise AssertionError("fewer than 20 steps")
+
+
+def _tensors(job: Any) -> dict[str, torch.Tensor]:
+    """Of the model that learns and of its average."""
+    models = {"model": job.learner.model, "average": job.learner.average.model}
+    return {
+        f"{kind}/{name}": value.clone() for kind, model in models.items() for name, value in model.state_dict().items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +81,8 @@ def _largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Te
 def test_the_model_does_not_depend_on_workers_or_accumulation(
     size: int, batch_size: int, one_worker: dict[str, dict[str, torch.Tensor]]
 ) -> None:
-    """After 20 steps in float64 weights and BatchNorm's figures equal those of one worker within 1e-9 relative.
+    """After 20 steps in float64 weights, BatchNorm's figures and the averages of both equal those of one worker within
+    1e-9 relative.
 
     An epoch of 104 images ends in a step of 4 images, one micro batch: with more than one worker there
     are ranks without work in it.
@@ -85,7 +95,7 @@ def test_the_model_does_not_depend_on_workers_or_accumulation(
     assert {name: difference < 1e-9 for name, difference in differences.items()} == dict.fromkeys(_CASES, True)
 
 
-_RUN = TrainConfig(epochs=2, batch_size=24, log_every_steps=2, clip_norm=1.0)
+_RUN = TrainConfig(epochs=2, batch_size=24, log_every_steps=2, clip_norm=1.0, ema_decay=0.9)
 
 
 def _train_whole_and_resumed(world: World, folder: Path) -> dict[str, Any]:
@@ -112,7 +122,7 @@ def _train(world: World, folder: Path, start: Path | None = None, stop_after: in
     state = load_checkpoint(start, job.learner) if start else TrainState()
     outcome = run_loop(job, state, FolderReporter(folder if world.is_first else None, stop_after))
     assert outcome.status == ("stopped" if stop_after >= 0 else "finished")
-    return {name: value.clone() for name, value in job.learner.model.state_dict().items()}
+    return _tensors(job)
 
 
 def _train_in_two(world: World, folder: Path) -> dict[str, torch.Tensor]:
@@ -128,7 +138,8 @@ def _train_in_two(world: World, folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_a_resumed_run_ends_in_equal_bits(size: int, tmp_path: Path) -> None:
-    """Repeated, resumed in the middle of an epoch, or stopped and resumed, a float32 run ends in the same weights."""
+    """Repeated, resumed in the middle of an epoch, or stopped and resumed, a float32 run ends in the same weights
+    and the same average of them."""
     torch.set_num_threads(1)
     function = _train_whole_and_resumed
     runs = function(World(), tmp_path) if size == 1 else run_ranks(size, function, tmp_path)
