@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -20,13 +20,18 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*_COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
+def _children_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def test_help_answers_at_once() -> None:
     """`--help` lists every verb in under a second of CPU time, the best of three."""
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = _children_cpu_s()
         result = _run("--help")
-        seconds.append(time.perf_counter() - started)
+        seconds.append(_children_cpu_s() - started)
     assert [verb for verb in _VERBS if verb not in result.stdout] == []
     assert min(seconds) < 1
 
