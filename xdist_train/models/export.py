@@ -175,7 +175,8 @@ def find_model(uri: str) -> tuple[Store, ModelDescription]:
             return folder, ModelDescription.from_json(folder.read_json(DESCRIPTION_KEY), where)
     raise InputError(
         f"{uri!r} holds no model (no {MODEL_FOLDER}/{DESCRIPTION_KEY}, no {DESCRIPTION_KEY}). "
-        "Give the folder of a run that has finished an epoch, or its model folder."
+        "Give the folder of a run that has finished an epoch, or its model folder; of a search or a repetition, one of "
+        "the run folders in its `trials` or `parts`."
     )
 
 
