@@ -70,7 +70,7 @@ def predict(
         list[str], typer.Argument(metavar="IMAGE...", help="Image files; with --out folders and s3:// URIs too.")
     ],
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes shown for an image.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line; with --out, one of counts.")] = False,
     out: Annotated[
         str, typer.Option("--out", metavar="FILE", help="Write a table instead: .csv or .parquet, path or s3:// URI.")
     ] = "",
@@ -89,7 +89,7 @@ def predict(
     Example: xdist-train predict runs/first scans --out answers.csv --find CNV=0.95 --defer-below 0.8
     """
     if out:
-        _predict_batch(model, images, out, find, defer_below)
+        _predict_batch(model, images, out, find, defer_below, as_json=as_json)
         return
     if find or defer_below:
         from cluster.errors import InputError
@@ -249,7 +249,7 @@ def weights(
     typer.echo(f"{stored.source}: {open_store(out).locate(stored.key)}")
 
 
-def _predict_batch(model: str, images: list[str], out: str, find: str, defer_below: float) -> None:
+def _predict_batch(model: str, images: list[str], out: str, find: str, defer_below: float, *, as_json: bool) -> None:
     from cluster.terminal import progress_bar
     from xdist_train.evidence.batch import predict_batch
     from xdist_train.evidence.decisions import parse_wish
@@ -257,9 +257,14 @@ def _predict_batch(model: str, images: list[str], out: str, find: str, defer_bel
     wish = parse_wish(find) if find else None
     with progress_bar() as progress:
         done = predict_batch(model, images, out, wish=wish, defer_below=defer_below, progress=progress)
-    scaled = f"temperature {done.temperature:.3f}" if done.temperature else "not calibrated: no figures of val"
+    if as_json:
+        typer.echo(json.dumps(done._asdict()))
+        return
+    how = f"temperature {done.temperature:.3f}" if done.temperature else "not calibrated: no figures of val"
+    if wish and done.threshold is not None:
+        how += f", {wish.class_name} from {done.threshold:.3f} on"
     typer.echo(
-        f"{done.images:,} images, {done.unreadable:,} unreadable, {done.deferred:,} deferred ({scaled}): {done.where}"
+        f"{done.images:,} images, {done.unreadable:,} unreadable, {done.deferred:,} deferred ({how}): {done.where}"
     )
 
 

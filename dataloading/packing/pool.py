@@ -1,6 +1,6 @@
 """One function over many chunks of work on all cores, results in order, few of them held at once.
 
-Owns the processes of packing and of the phantom. Knows nothing of images.
+Owns the processes of packing, of the phantom and of reading for prediction. Knows nothing of images.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def map_in_order(function: Callable[[Work], Result], chunks: Iterable[Work], wor
         raise RunFailedError(
             "worker_killed",
             f"One of {workers} worker processes was killed, most likely because memory ran out; nothing was left. "
-            "Run it again with fewer workers (pack.workers), or with a smaller pack.max_pixels.",
+            "Run it again where there is more memory, or with fewer workers (`pack`: pack.workers, pack.max_pixels).",
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

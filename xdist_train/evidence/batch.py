@@ -23,6 +23,7 @@ from cluster.runs import RUN, evaluation_key
 from cluster.store import Store, open_parent, open_store
 from dataloading.loading.executor import UndecodableError
 from dataloading.packing.images import FILE_LIMIT_BYTES, IMAGE_SUFFIXES
+from dataloading.packing.pool import map_in_order, usable_cores
 from dataloading.packing.rejection import RejectedError
 from xdist_train.evidence.answers import read_answers
 from xdist_train.evidence.classifier import BATCH_SIZE, Classifier, Picture, read_picture
@@ -30,6 +31,8 @@ from xdist_train.evidence.decisions import DEFERRED, Rule, Wish, learn_rule
 from xdist_train.models.export import ModelDescription, load_model, require_same_classes
 
 __all__ = ["BatchSummary", "find_images", "predict_batch"]
+
+_IN_PROCESS = 4 * BATCH_SIZE  # images that are read sooner than processes start
 
 Progress = Callable[[str, int, int], None]
 
@@ -50,6 +53,8 @@ class BatchSummary(NamedTuple):
     unreadable: int
     deferred: int
     temperature: float | None
+    threshold: float | None
+    """Of the class that was looked for."""
 
 
 class _Row(NamedTuple):
@@ -89,8 +94,8 @@ def predict_batch(
     classifier = Classifier(model.to(device), description, device)
     rows: list[_Row] = []
     try:
-        for start in range(0, len(sources), BATCH_SIZE):
-            rows += _answer(classifier, sources[start : start + BATCH_SIZE])
+        for pictures in _read_ahead(sources):
+            rows += _answer(classifier, pictures)
             progress("images", len(rows), len(sources))
     finally:
         classifier.close()
@@ -98,7 +103,8 @@ def predict_batch(
     target.write(key, write(table))
     deferred = table["decision"].to_pylist().count(DEFERRED)
     unreadable = sum(row.probabilities is None for row in rows)
-    return BatchSummary(target.locate(key), len(rows), unreadable, deferred, rule.temperature)
+    threshold = None if rule.index is None else rule.threshold
+    return BatchSummary(target.locate(key), len(rows), unreadable, deferred, rule.temperature, threshold)
 
 
 def find_images(inputs: Sequence[str]) -> list[Source]:
@@ -147,8 +153,19 @@ def _rule(uri: str, description: ModelDescription, wish: Wish | None, defer_belo
     return Rule()
 
 
-def _answer(classifier: Classifier, sources: Sequence[Source]) -> list[_Row]:
-    read = [_read(source) for source in sources]
+def _read_ahead(sources: Sequence[Source]) -> Iterator[list[Picture | str]]:
+    """What was read, a batch at a time, in order: by a process a core while the model is at work, where that pays."""
+    batches = [sources[start : start + BATCH_SIZE] for start in range(0, len(sources), BATCH_SIZE)]
+    if len(sources) <= _IN_PROCESS:
+        return map(_read_all, batches)
+    return map_in_order(_read_all, batches, usable_cores())
+
+
+def _read_all(sources: Sequence[Source]) -> list[Picture | str]:
+    return [_read(source) for source in sources]
+
+
+def _answer(classifier: Classifier, read: Sequence[Picture | str]) -> list[_Row]:
     rows = [_Row(None, found if isinstance(found, str) else None) for found in read]
     good = [(place, found) for place, found in enumerate(read) if isinstance(found, Picture)]
     while good:

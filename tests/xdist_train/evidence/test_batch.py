@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_a_folder_becomes_a_table(run: Store, tmp_path: Path, ending: str) -> No
     labels = np.array([CLASSES.index(name) for name in val["label"].to_pylist()])
     temperature = fit_temperature(labels, np.stack([val[f"probability_{name}"].to_numpy() for name in CLASSES], axis=1))
     assert np.allclose(apply_temperature(probabilities, temperature), calibrated)
-    assert (str(out), 40, 0, 0, temperature) == done
+    assert (str(out), 40, 0, 0, temperature, None) == done
 
 
 def test_what_cannot_be_read_is_a_row_with_its_reason(run: Store, tmp_path: Path) -> None:
@@ -100,6 +101,19 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(run: Store, tmp_path: Path
     for row in rows[5:]:
         assert row["reason"]
         assert {None} == {value for name, value in row.items() if name not in ("source", "reason")}
+
+
+def test_many_files_are_read_by_processes(run: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than are read here: the same table as read here, an unreadable one among them."""
+    _scans(tmp_path / "scans", 70)
+    (tmp_path / "scans/bad.png").write_bytes(b"no picture")
+    tables = []
+    for most_here in (1000, 3):
+        monkeypatch.setattr(batch, "_IN_PROCESS", most_here)
+        predict_batch(run.uri, [str(tmp_path / "scans")], str(tmp_path / "a.parquet"))
+        tables.append(_read(tmp_path / "a.parquet"))
+    assert 1 == 71 - tables[0]["reason"].null_count
+    assert tables[0].equals(tables[1])
 
 
 def test_a_class_may_be_looked_for(run: Store, tmp_path: Path) -> None:
@@ -188,5 +202,9 @@ def test_the_command_says_what_it_did(run: Store, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "a.csv")], catch_exceptions=False)
     assert result.output.startswith("3 images, 0 unreadable, 3 deferred (temperature ")
     assert result.output.strip().endswith("a.csv")
+    arguments += ["--find", "CNV=1"]
+    result = CliRunner().invoke(app, [*arguments, "--json", "--out", str(tmp_path / "a.csv")], catch_exceptions=False)
+    told = json.loads(result.output)
+    assert (3, 3, True) == (told["images"], told["deferred"], 0 < told["threshold"] < 1)
     with pytest.raises(InputError, match="give --out"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -22,7 +22,9 @@ _PER_CLASS = {"sensitivity": "sensitivity", "specificity": "specificity", "auroc
 _SPLIT_SCHEMES = {
     "patient": "drawn by patient: no patient has images in two of them",
     "given": "the data set's own",
+    "given_test": "the data set's own test; train and val drawn by patient from the rest",
 }
+_FOLD = "one of equal folds is test; all drawn by patient"
 _NO_FIGURES_OF_TEST = (
     "**There are no figures of test**: it was not evaluated. Val selected the weights, so what stands here is too good "
     "on average."
@@ -75,7 +77,7 @@ def _data(run: RunEvidence, splits: SplitFacts | None) -> Iterator[str]:
     scheme = run.record["split"]
     facts = [
         f"Fingerprint: {run.record['fingerprint']}",
-        f"Split: {scheme} ({_SPLIT_SCHEMES.get(scheme, 'by patient')})",
+        f"Split: {scheme} ({_SPLIT_SCHEMES.get(scheme, _FOLD)})",
     ]
     if run.info:
         colour = "gray" if run.info.channels == 1 else "in colour"
@@ -124,9 +126,10 @@ def _use(description: ModelDescription) -> Iterator[str]:
     fit = "stretched" if facts.fit == "stretch" else "their middle square is taken"
     yield "## How to use it"
     yield f"```\n{_USE}\n```"
+    figures = "each picture's own" if facts.normalise == "image" else "those in `model.json`"
     yield (
         f"`model.json` describes `model.safetensors`. Pictures are read as {colour}, upright, {fit} to "
-        f"{facts.image_size} x {facts.image_size} pixels and normalised by the mean and deviation in `model.json`; "
+        f"{facts.image_size} x {facts.image_size} pixels and normalised by mean and deviation, {figures}; "
         f"the answer is a softmax over the classes."
     )
 
