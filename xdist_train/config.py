@@ -5,6 +5,7 @@ Imports nothing heavy. Only `launch` and `worker` see the root; every other func
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -59,8 +60,10 @@ class ModelConfig:
     """A torchvision or timm classification model, or `small_cnn`."""
     weights: str = "none"
     """`none`, `imagenet`, or a run, a model folder or a safetensors file whose weights to start from."""
-    freeze: Literal["none", "backbone"] = "none"
-    """`backbone` trains the head alone; frozen parts stay in eval mode."""
+    freeze: str = "none"
+    """`backbone` trains the head alone, `stages:N` all but the first N stages; frozen parts stay in eval mode."""
+    unfreeze_epoch: int = 0
+    """Epoch, counted from 1, from which on everything trains; 0 is never."""
     dropout: float = 0.0
     """Dropout before the last layer, and after the hidden one."""
     hidden: int = 0
@@ -79,7 +82,16 @@ class ModelConfig:
             raise ValueError(f"model.dropout must lie in 0..1 (below 1), not {self.dropout}")
         if self.in_channels not in (1, 3):
             raise ValueError(f"model.in_channels must be 3 or 1, not {self.in_channels}")
-        at_least("model", self, hidden=0)
+        if not re.fullmatch(r"none|backbone|stages:[1-9]\d{0,3}", self.freeze):
+            raise ValueError(
+                f"model.freeze must be none, backbone or stages:N with N of 1 or more, not {self.freeze!r}"
+            )
+        at_least("model", self, hidden=0, unfreeze_epoch=0)
+
+    @property
+    def frozen_stages(self) -> int:
+        """How many `freeze` names by number; 0 for its words."""
+        return int(self.freeze.removeprefix("stages:")) if self.freeze.startswith("stages:") else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,6 +408,11 @@ class Config:
             raise ValueError(
                 "schedule.name exhausted_loss needs early_stopping.patience above 0, and loss and another figure in "
                 f"early_stopping.watch, not {list(stopping.watch)}"
+            )
+        if self.model.unfreeze_epoch and self.train.compile:
+            raise ValueError(
+                "model.unfreeze_epoch changes what is trained in the midst of a run, which train.compile does not "
+                "take: use train.compile=false"
             )
 
 

@@ -266,6 +266,7 @@ class _Run:
     def run_epoch(self) -> Outcome | None:
         """The rest of the present epoch, then its evaluation, selection and checkpoint."""
         job, state = self.job, self.state
+        job.learner.begin_epoch(state.epoch)
         self.window, self.next_control = _Window(), 0
         requests = training_requests(job.plan, job.steps, job.world, state.epoch, state.step)
         stream = job.loader.load(requests)
@@ -311,6 +312,7 @@ class _Run:
         improved = self._judge(figures, row["step"])
         state.history.append({**row, "selected": improved})
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+        job.learner.set_epoch(state.epoch)
         self.save(figures, selection=state.selection if improved else None, history=list(state.history))
         return Outcome(status="stopped", state=state) if self._stop_agreed() else None
 
