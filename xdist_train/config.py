@@ -128,6 +128,8 @@ class OptimConfig:
     """Learning rate before the schedule's factor."""
     weight_decay: float = 0.0
     """Weight decay (decoupled in adamw)."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each stage of the network to the one before it; the head has the full rate."""
     decay_norm_and_bias: bool = False
     """Whether weight decay also acts on normalisation layers and biases."""
     momentum: float = 0.9
@@ -142,6 +144,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"optim.lr must be above 0, not {self.lr}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay must lie in 0..1 (above 0), not {self.layer_decay}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"optim.momentum must lie in 0..1 (below 1), not {self.momentum}")
         if not all(0 <= beta < 1 for beta in self.betas):

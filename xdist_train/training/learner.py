@@ -78,6 +78,8 @@ class Learner:
         self.average = WeightAverage(self.model, train.ema_decay) if train.ema_decay else None
         self.optimizer = build_optimizer(self.model, optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
+        self.rate = optim.lr
+        """Of the step before; stages may have parts of it."""
         self._unfreeze_epoch = unfreeze_epoch
         self._held = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
         self._frozen = True
@@ -119,7 +121,8 @@ class Learner:
         """
         set_train_mode(self.model)
         self.running_figures.begin()
-        set_learning_rate(self.optimizer, self.optim.lr * rate_factor)
+        self.rate = self.optim.lr * rate_factor
+        set_learning_rate(self.optimizer, self.rate)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device, dtype=self.precision.weights)
         for number in range(count):

@@ -239,7 +239,7 @@ class _Run:
 
     def log_row(self) -> None:
         state, number = self.state, self.state.epoch * self.job.steps.steps_per_epoch + self.state.step
-        rate = self.job.learner.optimizer.param_groups[0]["lr"]
+        rate = self.job.learner.rate
         row = {"kind": "step", "epoch": state.epoch, "step": number, "time": time.time(), "lr": rate}
         state.history.append(row | {"loss": self._row_loss()} | self.window.speeds())
         state.add_seconds("train", time.perf_counter() - self.window.started)
@@ -342,7 +342,7 @@ class _Run:
             "epoch": state.epoch,
             "step": (state.epoch + 1) * job.steps.steps_per_epoch,
             "time": time.time(),
-            "lr": job.learner.optimizer.param_groups[0]["lr"],
+            "lr": job.learner.rate,
             "train_loss": state.loss_sum / job.steps.steps_per_epoch,
             "samples": f"{state.samples:010x}",
             **{f"val_{name}": value for name, value in figures.items()},

@@ -28,7 +28,7 @@ def _train(world: World, folder: Path, name: str, start: str = "", wrong: str = 
     job = make_job(
         world,
         model=ModelConfig(backbone="small_cnn", dropout=0.1, freeze="stages:2", unfreeze_epoch=3),
-        optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=0.01),
+        optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=0.01, layer_decay=0.5),
         train=TrainConfig(epochs=4, batch_size=52, precision="float64", ema_decay=0.9),
         micro_batch_size=13,
         checkpoint=CheckpointConfig(every_steps=1, keep=99),
