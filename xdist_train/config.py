@@ -5,6 +5,7 @@ Imports nothing heavy. Only `launch` and `worker` see the root; every other func
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -59,8 +60,10 @@ class ModelConfig:
     """A torchvision or timm classification model, or `small_cnn`."""
     weights: str = "none"
     """`none`, `imagenet`, or a run, a model folder or a safetensors file whose weights to start from."""
-    freeze: Literal["none", "backbone"] = "none"
-    """`backbone` trains the head alone; frozen parts stay in eval mode."""
+    freeze: str = "none"
+    """`backbone` trains the head alone, `stages:N` all but the first N stages; frozen parts stay in eval mode."""
+    unfreeze_epoch: int = 0
+    """Epoch, counted from 1, from which on everything trains; 0 is never."""
     dropout: float = 0.0
     """Dropout before the last layer, and after the hidden one."""
     hidden: int = 0
@@ -79,7 +82,16 @@ class ModelConfig:
             raise ValueError(f"model.dropout must lie in 0..1 (below 1), not {self.dropout}")
         if self.in_channels not in (1, 3):
             raise ValueError(f"model.in_channels must be 3 or 1, not {self.in_channels}")
-        at_least("model", self, hidden=0)
+        if not re.fullmatch(r"none|backbone|stages:[1-9]\d{0,3}", self.freeze):
+            raise ValueError(
+                f"model.freeze must be none, backbone or stages:N with N of 1 or more, not {self.freeze!r}"
+            )
+        at_least("model", self, hidden=0, unfreeze_epoch=0)
+
+    @property
+    def frozen_stages(self) -> int:
+        """How many `freeze` names by number; 0 for its words."""
+        return int(self.freeze.removeprefix("stages:")) if self.freeze.startswith("stages:") else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +128,8 @@ class OptimConfig:
     """Learning rate before the schedule's factor."""
     weight_decay: float = 0.0
     """Weight decay (decoupled in adamw)."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each stage of the network to the one before it; the head has the full rate."""
     decay_norm_and_bias: bool = False
     """Whether weight decay also acts on normalisation layers and biases."""
     momentum: float = 0.9
@@ -130,6 +144,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"optim.lr must be above 0, not {self.lr}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay must lie in 0..1 (above 0), not {self.layer_decay}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"optim.momentum must lie in 0..1 (below 1), not {self.momentum}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -396,6 +412,11 @@ class Config:
             raise ValueError(
                 "schedule.name exhausted_loss needs early_stopping.patience above 0, and loss and another figure in "
                 f"early_stopping.watch, not {list(stopping.watch)}"
+            )
+        if self.model.unfreeze_epoch and self.train.compile:
+            raise ValueError(
+                "model.unfreeze_epoch changes what is trained in the midst of a run, which train.compile does not "
+                "take: use train.compile=false"
             )
 
 

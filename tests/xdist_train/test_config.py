@@ -28,7 +28,7 @@ def test_scale_and_storage_are_not_identity(override: str) -> None:
     ["model.backbone=resnet18", "optim.lr=0.5", "sampler.alpha=1", "augment.flip=0", "train.seed=1",
      "train.batch_size=32", "loader.image_size=96", "data.split=given", "schedule.name=step", "train.epochs=3",
      "model.outputs=sigmoid", "model.in_channels=1", "loader.normalise=image", "loss.class_weights=complement",
-     "train.ema_decay=0.99"],
+     "train.ema_decay=0.99", "model.unfreeze_epoch=2", "optim.layer_decay=0.8"],
 )  # fmt: skip
 def test_what_decides_the_result_is_identity(override: str) -> None:
     """Epochs too, where the schedule depends on them (the demo's cosine does)."""
@@ -87,3 +87,9 @@ def test_filling_an_identity_changes_nothing_that_is_there(override: list[str]) 
     """What this version records is whole; epochs that were left out stay out."""
     recorded = identity(resolve_config("demo", override), "print", 8)
     assert recorded == fill_identity(recorded)
+
+
+def test_compiling_and_unfreezing_do_not_go_together() -> None:
+    """Said in one sentence, before anything starts."""
+    with pytest.raises(InputError, match=r"model\.unfreeze_epoch .*train\.compile=false"):
+        resolve_config("demo", ["model.freeze=backbone", "model.unfreeze_epoch=2", "train.compile=true"])

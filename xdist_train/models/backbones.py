@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from cluster.errors import InputError
 from xdist_train.config import ModelConfig
-from xdist_train.models.heads import Head, find_head, freeze_backbone
+from xdist_train.models.freezing import freeze_backbone, freeze_stages
+from xdist_train.models.heads import Head, find_head
 from xdist_train.models.small_cnn import SmallCnn
 from xdist_train.models.torchvision_shim import import_timm, import_torchvision_models
 
@@ -106,7 +107,7 @@ def build_network(backbone: Backbone, norm: str = "batch") -> nn.Module:
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
-    """A network with new weights (torch's global generator), our head, and the trunk frozen if asked.
+    """A network with new weights (torch's global generator), our head, and the trunk or its first stages frozen.
 
     Only the last linear layer is replaced; all before it, dropout too, stays as the library has it.
     Images [n, model.in_channels, s, s] to logits [n, num_classes]. With one channel the network is, of the same
@@ -114,7 +115,8 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
 
     Raises:
         InputError: unknown backbone, one without a single linear layer at its end or, where one channel is asked for,
-            a convolution of three at its beginning; one logit for other than two classes.
+            a convolution of three at its beginning; one logit for other than two classes; fewer stages than are to be
+            frozen.
     """
     one_logit = config.outputs == "sigmoid"
     if one_logit and num_classes != 2:
@@ -131,8 +133,7 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     parent, _, child = name.rpartition(".")
     head = Head(linear.in_features, num_classes, dropout=config.dropout, hidden=config.hidden, one_logit=one_logit)
     setattr(network.get_submodule(parent), child, head)
-    if config.freeze == "backbone":
-        freeze_backbone(network)
+    _freeze(network, config)
     return network
 
 
@@ -156,6 +157,15 @@ def require_channels(config: ModelConfig, channels: int, uri: str) -> None:
             f"model.in_channels=1 takes gray pictures, those of {uri} have {channels} channels. "
             "Use model.in_channels=3, or pack the pictures again with pack.channels=gray."
         )
+
+
+def _freeze(network: nn.Module, config: ModelConfig) -> None:
+    if config.freeze == "backbone":
+        freeze_backbone(network)
+    try:
+        freeze_stages(network, config.frozen_stages)
+    except ValueError as error:
+        raise InputError(f"model.freeze={config.freeze}: of model.backbone {config.backbone!r}, {error}.") from None
 
 
 def _narrow_stem(network: nn.Module, backbone: Backbone) -> None:

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BothLogits", "Head", "find_head", "freeze_backbone", "is_frozen", "set_train_mode", "trunk_tensors"]
+__all__ = ["BothLogits", "Head", "find_head", "trunk_tensors"]
 
 
 class Head(nn.Sequential):
@@ -77,26 +77,3 @@ def trunk_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers outside the head, by their name in the state dict."""
     prefix = f"{find_head(model)[0]}."
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefix)}
-
-
-def freeze_backbone(model: nn.Module) -> None:
-    """Stop gradients for all but the head."""
-    model.requires_grad_(False)
-    find_head(model)[1].requires_grad_(True)
-
-
-def is_frozen(model: nn.Module) -> bool:
-    """Whether any parameter takes no gradient."""
-    return not all(parameter.requires_grad for parameter in model.parameters())
-
-
-def set_train_mode(model: nn.Module) -> None:
-    """Train mode, but a frozen trunk stays in eval mode: its BatchNorm figures and dropout rest as well.
-
-    Takes the bare module, not its DDP or compiled wrapper.
-    """
-    if is_frozen(model):
-        model.eval()
-        find_head(model)[1].train()
-    else:
-        model.train()

@@ -144,6 +144,7 @@ class Assembly:
             view=self.view,
             device=self.device,
             world=self.world,
+            unfreeze_epoch=config.model.unfreeze_epoch,
         )
 
     def _build_loss(self) -> LossFunction:

@@ -209,6 +209,7 @@ def load_checkpoint(folder: Path, learner: Learner) -> TrainState:
         state = TrainState.from_json(values["train"])
         for name in (_MODEL, _AVERAGE) if learner.average else (_MODEL,):
             _require_fit(read[name], name, learner)
+        learner.set_epoch(state.epoch)
         learner.load(read[_MODEL], optimizer, scaler, read.get(_AVERAGE, {}))
     except _UNREADABLE as error:
         raise DamagedCheckpointError(f"unreadable: {type(error).__name__}: {error}") from error

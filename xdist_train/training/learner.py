@@ -22,7 +22,7 @@ from cluster.world import World
 from dataloading.loading.batch import Batch, normalise
 from xdist_train.config import OptimConfig, TrainConfig
 from xdist_train.models.backbones import INPUT_CHANNELS
-from xdist_train.models.heads import set_train_mode
+from xdist_train.models.freezing import set_train_mode
 from xdist_train.models.losses import LossFunction
 from xdist_train.models.precision import resolve_precision
 from xdist_train.training.average import WeightAverage
@@ -51,9 +51,11 @@ class Learner:
     """A model under training on one rank.
 
     Args:
-        model: the bare network; moved to `device` here, wrapped for DDP where the world has more than one rank.
+        model: the bare network, frozen as it starts; moved to `device` here, wrapped for DDP where the world has more
+            than one rank.
         view: normalisation of its input.
         seed: dropout is reseeded from (seed, epoch, step, micro batch), so no generator state is kept.
+        unfreeze_epoch: from this epoch on, counted from 1, everything trains; 0 is never.
     """
 
     def __init__(
@@ -66,21 +68,46 @@ class Learner:
         view: InputView,
         device: torch.device,
         world: World,
+        unfreeze_epoch: int = 0,
     ) -> None:
         self.world, self.device, self.view = world, device, view
-        self.loss, self.train = loss, train
+        self.loss, self.optim, self.train = loss, optim, train
         self.precision = resolve_precision(train.precision, device)
         self.memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
         self.model = model.to(device=device, dtype=self.precision.weights, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.average = WeightAverage(self.model, train.ema_decay) if train.ema_decay else None
         self.optimizer = build_optimizer(self.model, optim)
-        self.base_rate = optim.lr
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
-        forward: nn.Module = torch.compile(self.model) if train.compile else self.model  # type: ignore[assignment]
-        # DDP registers hooks on the bare module's parameters; evaluation keeps using the bare module.
-        self.replica = _replicate(forward, world)
+        self.rate = optim.lr
+        """Of the step before; stages may have parts of it."""
+        self._unfreeze_epoch = unfreeze_epoch
+        self._held = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
+        self._frozen = True
         self.running_figures = RunningFigures(self.model, world)
-        self._settle_buckets()
+        self._build_replica()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let learn what learns in an epoch, counted from 0; the moments of what learned before are kept.
+
+        On every rank alike, before `load` and before a checkpoint: its optimiser holds what learns next.
+        """
+        frozen = not self._unfreeze_epoch or epoch + 1 < self._unfreeze_epoch
+        if frozen == self._frozen:
+            return
+        self._frozen = frozen
+        for parameter in self._held:
+            parameter.requires_grad_(not frozen)
+            parameter.grad = None
+        moments, self.optimizer = self.optimizer.state, build_optimizer(self.model, self.optim)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter in moments:
+                self.optimizer.state[parameter] = moments[parameter]
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Be ready for the steps of an epoch, counted from 0; collective."""
+        self.set_epoch(epoch)
+        if self._replica_frozen != self._frozen:
+            self._build_replica()
 
     def step(self, batches: Iterator[Batch], count: int, weight_sum: float, rate_factor: float) -> Tensor:
         """Run this rank's `count` micro batches of one step and update the weights.
@@ -94,7 +121,8 @@ class Learner:
         """
         set_train_mode(self.model)
         self.running_figures.begin()
-        set_learning_rate(self.optimizer, self.base_rate * rate_factor)
+        self.rate = self.optim.lr * rate_factor
+        set_learning_rate(self.optimizer, self.rate)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device, dtype=self.precision.weights)
         for number in range(count):
@@ -171,6 +199,14 @@ class Learner:
         blank = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         logits = self._forward(self.replica, blank)
         self.scaler.scale(logits.sum() * 0).backward()
+
+    def _build_replica(self) -> None:
+        """What runs forward in training, for the parameters that learn now; collective."""
+        forward: nn.Module = torch.compile(self.model) if self.train.compile else self.model  # type: ignore[assignment]
+        # DDP registers hooks on the bare module's parameters; evaluation keeps using the bare module.
+        # An earlier wrapper's hooks do nothing after another one's forward.
+        self.replica, self._replica_frozen = _replicate(forward, self.world), self._frozen
+        self._settle_buckets()
 
     def _settle_buckets(self) -> None:
         """One empty round, so that every step after it adds in the same order.

@@ -239,7 +239,7 @@ class _Run:
 
     def log_row(self) -> None:
         state, number = self.state, self.state.epoch * self.job.steps.steps_per_epoch + self.state.step
-        rate = self.job.learner.optimizer.param_groups[0]["lr"]
+        rate = self.job.learner.rate
         row = {"kind": "step", "epoch": state.epoch, "step": number, "time": time.time(), "lr": rate}
         state.history.append(row | {"loss": self._row_loss()} | self.window.speeds())
         state.add_seconds("train", time.perf_counter() - self.window.started)
@@ -266,6 +266,7 @@ class _Run:
     def run_epoch(self) -> Outcome | None:
         """The rest of the present epoch, then its evaluation, selection and checkpoint."""
         job, state = self.job, self.state
+        job.learner.begin_epoch(state.epoch)
         self.window, self.next_control = _Window(), 0
         requests = training_requests(job.plan, job.steps, job.world, state.epoch, state.step)
         stream = job.loader.load(requests)
@@ -311,6 +312,7 @@ class _Run:
         improved = self._judge(figures, row["step"])
         state.history.append({**row, "selected": improved})
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+        job.learner.set_epoch(state.epoch)
         self.save(figures, selection=state.selection if improved else None, history=list(state.history))
         return Outcome(status="stopped", state=state) if self._stop_agreed() else None
 
@@ -340,7 +342,7 @@ class _Run:
             "epoch": state.epoch,
             "step": (state.epoch + 1) * job.steps.steps_per_epoch,
             "time": time.time(),
-            "lr": job.learner.optimizer.param_groups[0]["lr"],
+            "lr": job.learner.rate,
             "train_loss": state.loss_sum / job.steps.steps_per_epoch,
             "samples": f"{state.samples:010x}",
             **{f"val_{name}": value for name, value in figures.items()},

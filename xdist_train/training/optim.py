@@ -15,8 +15,12 @@ from torch import nn
 
 from cluster.errors import InputError
 from xdist_train.config import OptimConfig, ScheduleConfig
+from xdist_train.models.stages import find_stages, parameters_of
 
 __all__ = ["Schedule", "build_optimizer", "build_schedule", "set_learning_rate"]
+
+_FACTOR = "stage_factor"
+"""In a parameter group: its part of the learning rate. Not there where all have the same, as in earlier checkpoints."""
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -35,27 +39,39 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group this learning rate."""
+    """Give every parameter group this learning rate times its stage's factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get(_FACTOR, 1.0)
 
 
 def _parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay, in the model's order.
+    """Parameters with and without weight decay, in the model's order; stage by stage where each has its rate.
 
     Normalisation layers' parameters and biases are those with at most one axis.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert trainable, "a model without trainable parameters"
-    if config.decay_norm_and_bias or not config.weight_decay:
-        return [{"params": trainable, "weight_decay": config.weight_decay}]
-    weights = [parameter for parameter in trainable if parameter.ndim > 1]
-    others = [parameter for parameter in trainable if parameter.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+    all_decay = config.decay_norm_and_bias or not config.weight_decay
+    factors = _stage_factors(model, config.layer_decay)
+    grouped: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in trainable:
+        key = (factors.get(parameter, 1.0), not (all_decay or parameter.ndim > 1))
+        grouped.setdefault(key, []).append(parameter)
+    return [
+        {"params": grouped[key], "weight_decay": 0.0 if key[1] else config.weight_decay}
+        | ({_FACTOR: key[0]} if config.layer_decay < 1 else {})
+        for key in sorted(grouped)
     ]
-    return [group for group in groups if group["params"]]
+
+
+def _stage_factors(model: nn.Module, layer_decay: float) -> dict[nn.Parameter, float]:
+    """The factor of the rate of each parameter before the head; none where all stages have the same."""
+    stages = find_stages(model) if layer_decay < 1 else []
+    return {
+        parameter: layer_decay ** (len(stages) - number)
+        for number, stage in enumerate(stages)
+        for parameter in parameters_of(model, stage)
+    }
 
 
 @dataclass

@@ -16,7 +16,8 @@ from xdist_train.models.backbones import (
     pretrained_normalisation,
     require_channels,
 )
-from xdist_train.models.heads import find_head, is_frozen
+from xdist_train.models.freezing import is_frozen
+from xdist_train.models.heads import find_head
 
 
 @pytest.mark.parametrize(

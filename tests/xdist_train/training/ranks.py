@@ -111,6 +111,7 @@ def make_job(
         view=InputView((0.4,), (0.25,), IMAGE_SIZE, channels=1),
         device=torch.device("cpu"),
         world=world,
+        unfreeze_epoch=model.unfreeze_epoch,
     )
     return Job(
         learner=learner,

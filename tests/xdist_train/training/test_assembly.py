@@ -88,7 +88,7 @@ def train(two_classes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Cal
             )
         finally:
             assembly.close()
-        description = save_model(open_store(str(folder)), assembly.learner.model.state_dict(), described)
+        description = save_model(open_store(str(folder)), assembly.learner.judged.state_dict(), described)
         columns = [evidence.predictions[f"probability_{name}"].to_numpy() for name in two_classes.info.classes]
         rows = [row for row in outcome.state.history if row["kind"] == "epoch"]
         figures = [row["val_auroc_macro"] for row in rows]
@@ -118,6 +118,13 @@ def test_a_network_with_one_logit_learns(train: Callable[..., _Trained], two_cla
     np.testing.assert_allclose(trained.columns.sum(axis=1), 1, atol=1e-12)
     assert trained.description.prior is not None
     assert trained.description.prior.learned == pytest.approx((0.5, 0.5))
+    _same_afterwards(trained, two_classes, tmp_path)
+
+
+def test_the_average_is_what_is_published(train: Callable[..., _Trained], two_classes: Dataset, tmp_path: Path) -> None:
+    """Figures in training are those of the average, and the published model says the same."""
+    trained = train("train.ema_decay=0.5")
+    assert trained.figures[-1] > 0.95
     _same_afterwards(trained, two_classes, tmp_path)
 
 

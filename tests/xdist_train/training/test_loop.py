@@ -47,6 +47,13 @@ def test_history_has_a_row_a_log_step_and_an_epoch() -> None:
     assert expected == rows
 
 
+def test_the_recorded_rate_is_the_heads() -> None:
+    """Whatever part of it the stages before have; resting ones have none."""
+    model = replace(_MODEL, freeze="stages:1")
+    _, reporter = _run(_job(model=model, optim=replace(_OPTIM, layer_decay=0.1)))
+    assert {0.01} == {row["lr"] for row in reporter.history}
+
+
 def test_checkpoints_are_named_by_the_next_step() -> None:
     """One every `checkpoint.every_steps` inside an epoch, and one at each epoch's end."""
     _, reporter = _run(_job(checkpoint=CheckpointConfig(every_steps=3)))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cluster.errors import InputError
-from xdist_train.config import OptimConfig, ScheduleConfig
+from xdist_train.config import ModelConfig, OptimConfig, ScheduleConfig
+from xdist_train.models.backbones import build_model
 from xdist_train.training.optim import build_optimizer, build_schedule, set_learning_rate
 
 
@@ -38,6 +39,54 @@ def test_frozen_parameters_are_left_out() -> None:
     optimizer = build_optimizer(model, OptimConfig())
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert {id(parameter) for parameter in [*model[1].parameters(), *model[2].parameters()]} == held
+
+
+# Rates of resnet18's parts at optim.lr=1 and optim.layer_decay=0.5: five stages before the head.
+_RESNET18 = {
+    "conv1": 1 / 32, "bn1": 1 / 32, "layer1": 1 / 16, "layer2": 1 / 8, "layer3": 1 / 4, "layer4": 1 / 2, "fc": 1.0,
+}  # fmt: skip
+
+
+def _rates(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay of each parameter."""
+    found = {id(held): group for group in optimizer.param_groups for held in group["params"]}
+    groups = {name: found[id(parameter)] for name, parameter in model.named_parameters()}
+    return {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()}
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.3])
+def test_each_stage_has_half_the_rate_of_the_next(factor: float) -> None:
+    """By hand for resnet18, times the schedule's factor; norms and biases decay in no stage."""
+    with torch.device("meta"):
+        model = build_model(ModelConfig(), 3)
+    optimizer = build_optimizer(model, OptimConfig(lr=1.0, layer_decay=0.5, weight_decay=0.1))
+    set_learning_rate(optimizer, factor)
+    expected = {
+        name: (factor * _RESNET18[name.split(".")[0]], 0.1 if parameter.ndim > 1 else 0.0)
+        for name, parameter in model.named_parameters()
+    }
+    assert expected == _rates(model, optimizer)
+
+
+def test_a_step_moves_each_stage_by_its_own_rate() -> None:
+    """One step of sgd under a gradient of 1 everywhere moves each parameter by its rate, also after a round trip."""
+    model = build_model(ModelConfig(), 3)
+    optimizer = build_optimizer(model, OptimConfig(name="sgd", lr=1.0, layer_decay=0.5))
+    optimizer.load_state_dict(optimizer.state_dict())
+    set_learning_rate(optimizer, 0.5)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        expected = torch.full_like(parameter, 0.5 * _RESNET18[name.split(".")[0]])
+        torch.testing.assert_close(before[name] - parameter.detach(), expected, rtol=0, atol=1e-6)
+
+
+def test_groups_of_one_rate_are_as_they_were() -> None:
+    """Checkpoints of earlier versions fit: without layer_decay a group says no more than it did."""
+    groups = build_optimizer(_model(), OptimConfig(name="sgd", weight_decay=0.1)).param_groups
+    assert [set(torch.optim.SGD(_model().parameters(), lr=1.0).param_groups[0])] * 2 == [set(group) for group in groups]
 
 
 @pytest.mark.parametrize(
