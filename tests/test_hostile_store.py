@@ -731,8 +731,15 @@ def test_a_picture_that_no_memory_holds_is_refused_by_its_header(
         (reason,) = examine_files([Task(path, None, PackConfig().max_pixels)])
     assert str(reason).startswith(f"too many pixels ({text}")
     store = _write_model(tmp_path / "run")
+    _predict_once(store, tmp_path)
     with _cheaply(), pytest.raises(InputError, match=rf"huge' is not a readable image \(too many pixels \({text}"):
         predict_images(store.uri, [path])
+
+
+def _predict_once(store: Store, folder: Path) -> None:
+    """What is imported on the way to the first answer is no picture's doing."""
+    (folder / "small.jpeg").write_bytes(encode_jpeg(speckled_picture(1, 48, 32)))
+    predict_images(store.uri, [folder / "small.jpeg"])
 
 
 def test_an_image_file_of_any_size_is_not_read(tmp_path: Path) -> None:
@@ -742,6 +749,7 @@ def test_an_image_file_of_any_size_is_not_read(tmp_path: Path) -> None:
         (reason,) = examine_files([Task(path, None, PackConfig().max_pixels)])
     assert str(reason).startswith("too large a file (1,073,741,825 bytes")
     store = _write_model(tmp_path / "run")
+    _predict_once(store, tmp_path)
     with _cheaply(), pytest.raises(InputError, match="too large a file"):
         predict_images(store.uri, [path])
 
