@@ -62,7 +62,8 @@ class RepeatConfig(Config):
     """A run as every part is, and how often it is trained, on which images."""
 
     folds: int = 5
-    """Each part of the patients is test once, the next one val; 0 draws no folds: `splits` says what is trained on."""
+    """Each part of the patients is test once, the others train and val; 0 draws no folds: `splits` says what is
+    trained on."""
     seeds: Any = None
     """Values of `train.seed`, e.g. [0,1,2]; by default that of the recipe alone."""
     splits: tuple[str, ...] = ()
@@ -75,8 +76,8 @@ class RepeatConfig(Config):
         super().__post_init__()
         if self.folds in (1, 2) or not 0 <= self.folds <= MOST_FOLDS:
             raise ValueError(
-                f"folds must be 3..{MOST_FOLDS}, or 0 for none, not {self.folds}: one fold is test, the next one val, "
-                "and the others train"
+                f"folds must be 3..{MOST_FOLDS}, or 0 for none, not {self.folds}: one is test, the others are for "
+                "train and val"
             )
         seeds = [0] if self.seeds is None else self.seeds
         is_list = isinstance(seeds, list | tuple) and len(seeds) > 0

@@ -85,7 +85,7 @@ def usable_splits(manifest: pa.Table, info: DatasetInfo) -> tuple[str, ...]:
 
 
 def check_folds(manifest: pa.Table, info: DatasetInfo, folds: int) -> None:
-    """Pass if every class has images in every fold: each fold is test in one part, val in another, train in the rest.
+    """Pass if every class has images in train, val and test of every fold.
 
     Raises:
         InputError: one has not, as its patients are too few.
@@ -93,14 +93,15 @@ def check_folds(manifest: pa.Table, info: DatasetInfo, folds: int) -> None:
     labels = manifest.column("label").to_numpy()
     for fold in range(folds):
         parts = split_of(manifest, f"fold:{fold}/{folds}", info.fractions, info.seed)
-        counts = np.bincount(labels[parts == SPLITS.index("test")], minlength=len(info.classes))
-        missing = [name for name, count in zip(info.classes, counts, strict=True) if not count]
-        if missing:
-            raise InputError(
-                f"folds={folds}: fold {fold} has no image of {', '.join(missing)}, so nothing could be said of it on "
-                "test, or chosen by it on val: images of a patient, and duplicates, stay in one fold, and these are "
-                "too few. Use fewer folds (3 or more), give more patients, or train without folds: folds=0."
-            )
+        for number, split in enumerate(SPLITS):
+            counts = np.bincount(labels[parts == number], minlength=len(info.classes))
+            missing = [name for name, count in zip(info.classes, counts, strict=True) if not count]
+            if missing:
+                raise InputError(
+                    f"folds={folds}: {split} of fold {fold} has no image of {', '.join(missing)}: images of a patient, "
+                    "and duplicates, stay together, and these are too few. Use fewer folds (3 or more), give more "
+                    "patients, or train without folds: folds=0."
+                )
 
 
 def overlap_of(audit: Mapping[str, Any]) -> dict[str, int] | None:

@@ -47,7 +47,7 @@ def _settings(dataset: Dataset, storage: Path, *settings: str) -> list[str]:
         (["cam.after=true"], "cam.after=true"),
         (["fold=5"], "unknown key 'fold'. Did you mean 'folds'"),
         (["seed=[1]"], "unknown key 'seed'"),
-        (["folds=13"], r"folds=13: fold \d+ has no image of class"),
+        (["folds=13"], r"folds=13: \w+ of fold \d+ has no image of class"),
         (["run.resume=must"], "there is no repetition in"),
         (["data.uri=/nowhere"], "holds no packed dataset"),
         (["data.uri=''"], "data.uri is not set"),
