@@ -266,7 +266,7 @@ def test_a_search_in_s3_outlives_a_trials_process(bands: Dataset, s3: str, tmp_p
             "demo",
             *settings,
             "search.scheduler=none",
-            "train.epochs=20",
+            "train.epochs=8",
         ],
         env={**os.environ, "RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled", name: value},
         stdout=subprocess.PIPE,
