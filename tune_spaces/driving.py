@@ -14,9 +14,29 @@ from tune_spaces.task import Work
 from xdist_train.training.record import RunRecord
 from xdist_train.training.watch import StopWish
 
-__all__ = ["LOOK_S", "claim", "ended_in_words", "run_tasks"]
+__all__ = ["LOOK_S", "check_name", "claim", "ended_in_words", "run_tasks"]
 
 LOOK_S = 0.5
+
+
+def check_name(folder: RunFolder, resume: str, kind: str) -> None:
+    """Pass if a start may have this folder, which holds nothing or an earlier start of the same kind.
+
+    Args:
+        resume: `run.resume`.
+        kind: `search` or `repetition`.
+
+    Raises:
+        InputError: the name is taken, or there is nothing to go on with.
+    """
+    exists = folder.exists()
+    if exists and resume == "never":
+        raise InputError(
+            f"run.name {folder.name!r} is taken: {folder.store.uri} holds a {kind}. Choose another name, "
+            "or go on with it by run.resume=must."
+        )
+    if not exists and resume == "must":
+        raise InputError(f"run.resume=must, but there is no {kind} in {folder.store.uri!r}.")
 
 
 def claim(folder: RunFolder, resume: str) -> int:

@@ -26,7 +26,7 @@ from cluster.session import cluster_resources, connect, hide_node_messages, work
 from cluster.store import open_store
 from tune_spaces import ledger
 from tune_spaces.config import TuneConfig
-from tune_spaces.driving import LOOK_S, claim, ended_in_words, run_tasks
+from tune_spaces.driving import LOOK_S, check_name, claim, ended_in_words, run_tasks
 from tune_spaces.leaderboard import Leaderboard
 from tune_spaces.live import SearchView, estimate_left, search_view
 from tune_spaces.search import Plan, Search
@@ -174,14 +174,7 @@ def _check_name(folder: RunFolder, resume: str) -> dict[str, Any]:
     """What `search.json` said before this start; empty for a new search."""
     if folder.store.exists(RUN):
         raise InputError(f"run.name {folder.name!r}: {folder.store.uri} holds a run. Choose another name.")
-    exists = folder.exists()
-    if exists and resume == "never":
-        raise InputError(
-            f"run.name {folder.name!r} is taken: {folder.store.uri} holds a search. Choose another name, "
-            "or go on with it by run.resume=must."
-        )
-    if not exists and resume == "must":
-        raise InputError(f"run.resume=must, but there is no search in {folder.store.uri!r}.")
+    check_name(folder, resume, "search")
     return folder.read_record()
 
 

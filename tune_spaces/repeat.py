@@ -23,7 +23,7 @@ from cluster.store import open_store
 from dataloading.dataset import Dataset, open_dataset
 from dataloading.splits import SPLIT_COLUMNS
 from tune_spaces.config import RepeatConfig
-from tune_spaces.driving import claim, ended_in_words, run_tasks
+from tune_spaces.driving import check_name, claim, ended_in_words, run_tasks
 from tune_spaces.parts import Part, check_folds, describe_scheme, plan_parts, usable_splits
 from tune_spaces.repeat_view import RepeatView, repeat_view
 from tune_spaces.repetition import PARTS, RepeatPlan, Repetition
@@ -168,14 +168,7 @@ def _check_name(folder: RunFolder, resume: str) -> dict[str, Any]:
         raise InputError(
             f"run.name {folder.name!r}: {folder.store.uri} holds {other}, not a repetition. Choose another name."
         )
-    exists = folder.exists()
-    if exists and resume == "never":
-        raise InputError(
-            f"run.name {folder.name!r} is taken: {folder.store.uri} holds a repetition. Choose another name, "
-            "or go on with it by run.resume=must."
-        )
-    if not exists and resume == "must":
-        raise InputError(f"run.resume=must, but there is no repetition in {folder.store.uri!r}.")
+    check_name(folder, resume, "repetition")
     return earlier
 
 
