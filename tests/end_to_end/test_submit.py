@@ -328,8 +328,15 @@ def test_nobody_comes_in_without_the_token(head: Nodes, token: str, tmp_path: Pa
 def test_the_token_opens_all_doors(head: Nodes) -> None:
     """The same attempts with the token come in: the refusals above are not for another reason."""
     client = f"127.0.0.1:{head.client_port}"
-    assert "came in" in _python(f"ray.util.connect({client!r}, connection_retries=5)", head.with_token)
-    assert "came in" in _python(f"GcsClient({head.address!r}).get_all_node_info(timeout=5)", head.with_token)
+    for line in (
+        f"ray.util.connect({client!r}, connection_retries=5)",
+        f"GcsClient({head.address!r}).get_all_node_info(timeout=30)",
+    ):
+        # Ray Client gives a new server 30 s to start, which a busy machine may miss; a refusal would be one each time
+        said = [_python(line, head.with_token)]
+        while "came in" not in said[-1] and len(said) < 3:
+            said.append(_python(line, head.with_token))
+        assert "came in" in said[-1], "\n\n".join(said)
 
 
 def _python(line: str, environment: dict[str, str]) -> str:
@@ -341,7 +348,7 @@ def _python(line: str, environment: dict[str, str]) -> str:
         check=False,
         timeout=120,
     )
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def _examine(*arguments: str, **environment: str) -> tuple[int, dict[str, dict[str, str]]]:
