@@ -1,7 +1,8 @@
-"""Processes of this machine: where one stands, and its end. Called on the node where the process runs."""
+"""Processes of this machine: where one stands, its end, its memory. Called on the node where the process runs."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -9,10 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["ENDED", "GONE", "end_process", "stack_of"]
+__all__ = ["ENDED", "GONE", "end_process", "keep_freed_memory", "stack_of"]
 
 ENDED, GONE = "was ended", "had ended before"
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _STACK_S = 20.0
 _STACK_LINES = 100
 
@@ -47,6 +49,19 @@ def stack_of(pid: int) -> str:
     if done.returncode != 0:
         return f"{state}no stack: {' '.join(done.stderr.split())[:200]}"
     return state + "\n".join(done.stdout.splitlines()[:_STACK_LINES])
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees, instead of giving it to the kernel and asking for it again.
+
+    A step's activations are large, freed at its end and wanted again in the next: glibc maps each anew, and the kernel
+    clears every page of it. For processes that do the same again and again; it does nothing under another C library.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        most = 2**31 - 1
+        mallopt(_MMAP_THRESHOLD, most)
+        mallopt(_TRIM_THRESHOLD, most)
 
 
 def _title(command: Path) -> str:
