@@ -70,6 +70,9 @@ class LoaderConfig:
     """Micro batches made ahead."""
     reduce_tolerance: float = 0.9
     """JPEGs are decoded at 1/2 or 1/4 where this many decoded pixels an output pixel are left; 9 switches it off."""
+    cache: Literal["encoded", "pixels"] = "encoded"
+    """What of a picture is kept on a node: its file, or also its pixels, decoded once by whoever comes first and shared
+    by all workers and runs there, at the scale at which the whole picture is decoded for image_size."""
     cache_dir: str = ""
     """Node-local folder for shards and indexes; empty is `~/.cache/xdist-train`."""
     cache_limit_gib: float = 0.0
@@ -86,6 +89,11 @@ class LoaderConfig:
             raise ValueError(f"loader.cache_limit_gib must be 0 or more, not {self.cache_limit_gib}")
         if not self.reduce_tolerance > 0:
             raise ValueError(f"loader.reduce_tolerance must be above 0, not {self.reduce_tolerance}")
+
+    @property
+    def pixel_side(self) -> float:
+        """Pixels that a decoded picture's short side keeps at least, where it has them; 0 keeps none."""
+        return self.image_size * self.reduce_tolerance if self.cache == "pixels" else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

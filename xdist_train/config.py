@@ -427,7 +427,7 @@ def narrow(config: Config) -> Config:
 
 _IDENTITY_SECTIONS = ("model", "loss", "optim", "schedule", "sampler", "augment", "train")
 # These change what is learned although they live in the loader's section.
-_IDENTITY_LOADER_KEYS = ("image_size", "fit", "reduce_tolerance", "normalise")
+_IDENTITY_LOADER_KEYS = ("image_size", "fit", "reduce_tolerance", "normalise", "cache")
 # Speed and reporting, not result.
 _NOT_IDENTITY_TRAIN_KEYS = ("log_every_steps", "compile", "channels_last")
 

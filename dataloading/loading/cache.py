@@ -2,6 +2,7 @@
 
     <cache>/<fingerprint>/          from `node_cache.py`; shards from `shards.py`
       index-2-<split>-<name>-<of>.npy    one record an image, ordered by (label, id); `of` is of dataset.json
+      pixels-...                         from `pixels.py`, where pictures are to be decoded once
 
 A worker keeps no list of images: records and pictures are pages of mapped files that all workers of a node
 share. Local datasets are mapped where they lie.
@@ -15,7 +16,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from cluster.config import digest
 from cluster.errors import InputError
 from dataloading.dataset import MANIFEST_KEY, SPLITS, Dataset
 from dataloading.loading.executor import Encoded
-from dataloading.loading.node_cache import Lease, cache_root, check_room, locked, take_folder
+from dataloading.loading.node_cache import PIXELS, SHARDS, Lease, cache_root, check_room, locked, take_folder
+from dataloading.loading.pixels import PIXEL_FIELDS, Pixels, bring_pixels, missing_pixel_bytes
 from dataloading.loading.shards import (
     REPACK,
     Progress,
@@ -61,6 +63,7 @@ def open_split(
     cache_dir: Path,
     *,
     limit_gib: float = 0.0,
+    pixel_side: float = 0.0,
     progress: Progress | None = None,
 ) -> Split:
     """One part of a dataset, ready to read; the first caller on a node fetches and verifies shards, makes the index.
@@ -71,20 +74,34 @@ def open_split(
         name: `train`, `val` or `test`.
         cache_dir: from `cache_root`.
         limit_gib: `loader.cache_limit_gib`; 0 is what the disk has.
-        progress: called as shards are fetched and verified.
+        pixel_side: `LoaderConfig.pixel_side`: pictures are decoded once, for so many pixels; 0 leaves them encoded.
+        progress: called as shards are fetched and verified, and pictures decoded.
 
     Raises:
-        InputError: the part has no images, or a shard or the manifest is not the one that was packed.
+        InputError: the part has no images, or a shard, the manifest or a picture is not as it was packed.
         StoreError: the cache folder cannot be used, or has no room.
     """
     assert name in SPLITS, name
     folder, lease = take_folder(cache_dir, dataset.info.fingerprint, dataset.store.uri)
+    limit_bytes = int(limit_gib * 2**30)
     with locked(folder):
-        paths = bring_shards(dataset, folder, limit_bytes=int(limit_gib * 2**30), progress=progress)
+        paths = bring_shards(dataset, folder, limit_bytes=limit_bytes, progress=progress)
         index_path = folder / f"index-{_INDEX_VERSION}-{_slug(scheme)}-{name}-{_info_digest(dataset)}.npy"
         if not index_path.exists():
             _write_index(index_path, _build_index(dataset, scheme, name))
-    return Split(dataset, scheme, name, cache_dir, index_path, paths, lease)
+        pixels = None
+        if pixel_side:
+            pixels = bring_pixels(
+                dataset,
+                _read_manifest(dataset),
+                paths,
+                folder,
+                side=pixel_side,
+                name=_info_digest(dataset),
+                limit_bytes=limit_bytes,
+                progress=progress,
+            )
+    return Split(dataset, scheme, name, cache_dir, index_path, paths, lease, pixel_side, pixels)
 
 
 def count_classes(dataset: Dataset, scheme: str) -> dict[str, tuple[int, ...]]:
@@ -109,16 +126,21 @@ def count_images(dataset: Dataset, scheme: str, name: str) -> int:
     return len(_chosen_rows(dataset, _read_manifest(dataset), scheme, name))
 
 
-def require_room(dataset: Dataset, cache_dir: Path, limit_gib: float = 0.0) -> None:
-    """Pass if what this node still has to fetch of a dataset will fit into its cache.
+def require_room(dataset: Dataset, cache_dir: Path, limit_gib: float = 0.0, pixel_side: float = 0.0) -> None:
+    """Pass if what this node still has to fetch and to decode of a dataset will fit into its cache.
 
     Raises:
         StoreError: it will not, or the cache folder cannot be used.
     """
-    if dataset.store.is_local:
+    if dataset.store.is_local and not pixel_side:
         return
     folder, lease = take_folder(cache_dir, dataset.info.fingerprint, dataset.store.uri)
-    check_room(cache_dir, folder, missing_bytes(dataset, folder), int(limit_gib * 2**30))
+    need_bytes, what = missing_bytes(dataset, folder), SHARDS
+    if pixel_side:
+        manifest = dataset.read_manifest(list(PIXEL_FIELDS))
+        need_bytes += missing_pixel_bytes(dataset, manifest, folder, side=pixel_side, name=_info_digest(dataset))
+        what = f"{SHARDS} and {PIXELS}"
+    check_room(cache_dir, folder, need_bytes, int(limit_gib * 2**30), what)
     lease.close()
 
 
@@ -138,10 +160,15 @@ class Split:
         index_path: Path,
         shard_paths: Sequence[Path],
         lease: Lease,
+        pixel_side: float = 0.0,
+        pixels: Pixels | None = None,
     ) -> None:
         self.dataset = dataset
         self.scheme = scheme
         self.name = name
+        self.pixels = pixels
+        """The set's pictures decoded; None where only encoded ones are at hand."""
+        self._pixel_side = pixel_side
         self._cache_dir = cache_dir
         self._lease = lease  # nobody evicts what is open
         self._index = np.asarray(np.load(index_path, mmap_mode="r"))
@@ -150,7 +177,8 @@ class Split:
         self.class_counts: tuple[int, ...] = tuple(int(count) for count in np.diff(ends, prepend=0))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_split, (self.dataset, self.scheme, self.name, self._cache_dir)
+        again = partial(open_split, pixel_side=self._pixel_side)
+        return again, (self.dataset, self.scheme, self.name, self._cache_dir)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -281,7 +309,7 @@ def _info_digest(dataset: Dataset) -> str:
 
 def _read_manifest(dataset: Dataset) -> pa.Table:
     _verify_manifest(dataset)
-    return dataset.read_manifest(list({*SPLIT_COLUMNS, *_FIELDS}))
+    return dataset.read_manifest(list({*SPLIT_COLUMNS, *_FIELDS, *PIXEL_FIELDS}))
 
 
 def _chosen_rows(dataset: Dataset, manifest: pa.Table, scheme: str, name: str) -> Indices:

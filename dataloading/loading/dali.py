@@ -18,11 +18,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from dataloading.loading.augment import Augmentation
 from dataloading.loading.executor import (
+    Decoded,
     Encoded,
     ExecutorSpec,
     UndecodableError,
@@ -46,13 +48,13 @@ class DaliExecutor:
         self._spec = spec
         self._run: _GraphRun | None = None
 
-    def submit(self, encoded: Sequence[Encoded], augmentation: Augmentation) -> DaliPending:
+    def submit(self, pictures: Sequence[Encoded | Decoded], augmentation: Augmentation) -> DaliPending:
         """Start a batch of the graph."""
         run = self._run
-        if run is None or run.is_broken or len(encoded) > run.max_batch_size:
-            run = self._run = _GraphRun(self._spec, len(encoded))
-        run.schedule(_inputs(encoded, augmentation))
-        pending = DaliPending(run, list(encoded))
+        if run is None or run.is_broken or len(pictures) > run.max_batch_size:
+            run = self._run = _GraphRun(self._spec, len(pictures))
+        run.schedule(pictures, augmentation)
+        pending = DaliPending(run, list(pictures))
         run.in_flight.append(pending)
         return pending
 
@@ -66,7 +68,7 @@ class DaliPending:
     """A batch in the graph."""
 
     run: _GraphRun
-    encoded: list[Encoded]
+    pictures: list[Encoded | Decoded]
 
     def result(self) -> torch.Tensor:
         """The batch, uint8 [n, C, S, S], on the graph's device (RGB lies in channels-last memory)."""
@@ -76,7 +78,7 @@ class DaliPending:
             return self.run.take().permute(0, 3, 1, 2)
         except (RuntimeError, IndexError) as error:
             self.run.is_broken = True
-            raise _undecodable(self.encoded, str(error)) from None
+            raise _undecodable(self.pictures, str(error)) from None
 
     def discard(self) -> None:
         """Take the batch out of the graph and forget it."""
@@ -95,7 +97,8 @@ class _GraphRun:
         self._spec = spec
         self._depth = spec.in_flight + 1
         with self._on_device():
-            self._pipeline = _graph(
+            build = _pixel_graph if spec.decoded else _graph
+            self._pipeline = build(
                 spec.image_size,
                 spec.channels,
                 spec.device.type == "cuda",
@@ -107,10 +110,10 @@ class _GraphRun:
             )
             self._fill()
 
-    def schedule(self, inputs: dict[str, Any]) -> None:
+    def schedule(self, pictures: Sequence[Encoded | Decoded], augmentation: Augmentation) -> None:
         """Hand over one batch and start it."""
         with self._on_device():
-            self._feed(inputs)
+            self._feed(pictures, augmentation)
             self._pipeline.schedule_run()
 
     def take(self) -> torch.Tensor:
@@ -136,11 +139,13 @@ class _GraphRun:
         starts one. After this, one batch in is one batch out.
         """
         self._pipeline.build()
-        dot = cv2.imencode(".jpg", np.zeros((8, 8, self._spec.channels), np.uint8))[1].ravel()
+        dot = np.zeros((8, 8, self._spec.channels), np.uint8)
+        if not self._spec.decoded:
+            dot = cv2.imencode(".jpg", dot)[1].ravel()
         one = np.ones(1, np.float32)
         numbers = Augmentation(np.ones((1, 2, 3)), one, one, np.full(1, 2), np.full(1, 8), np.full(1, 8))
         for _ in range(self._depth):
-            self._feed(_inputs([dot], numbers))
+            self._feed([dot], numbers)
         self._pipeline.schedule_run()
         for _ in range(self._depth):
             self.drop()
@@ -149,7 +154,8 @@ class _GraphRun:
         """DALI and torch both work on the calling thread's current device."""
         return torch.cuda.device(self._spec.device) if self._spec.device.type == "cuda" else nullcontext()
 
-    def _feed(self, inputs: dict[str, Any]) -> None:
+    def _feed(self, pictures: Sequence[Encoded | Decoded], augmentation: Augmentation) -> None:
+        inputs = (_pixel_inputs if self._spec.decoded else _inputs)(pictures, augmentation)
         for name, values in inputs.items():
             self._pipeline.feed_input(name, values)
 
@@ -169,9 +175,6 @@ def _graph(image_size: int, channels: int, on_gpu: bool) -> Any:
     """
     output_type = types.GRAY if channels == 1 else types.RGB
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-    matrix = fn.external_source(name="matrix", dtype=types.FLOAT, ndim=2)
-    gain = fn.external_source(name="gain", dtype=types.FLOAT, ndim=0)
-    shift = fn.external_source(name="shift", dtype=types.FLOAT, ndim=0)
     size = fn.external_source(name="size", dtype=types.FLOAT, ndim=1)
     extent = fn.external_source(name="extent", dtype=types.FLOAT, ndim=1)
     is_reduced = fn.external_source(name="is_reduced", dtype=types.BOOL, ndim=0)
@@ -185,6 +188,20 @@ def _graph(image_size: int, channels: int, on_gpu: bool) -> Any:
             interp_type=types.INTERP_GAUSSIAN,
             antialias=True,
         )
+    return _warped(picture, image_size)
+
+
+@pipeline_def
+def _pixel_graph(image_size: int, channels: int, on_gpu: bool) -> Any:
+    """Warp and tone what is decoded already."""
+    picture = fn.external_source(name="picture", dtype=types.UINT8, ndim=3, layout="HWC")
+    return _warped(picture.gpu() if on_gpu else picture, image_size)
+
+
+def _warped(picture: Any, image_size: int) -> Any:
+    matrix = fn.external_source(name="matrix", dtype=types.FLOAT, ndim=2)
+    gain = fn.external_source(name="gain", dtype=types.FLOAT, ndim=0)
+    shift = fn.external_source(name="shift", dtype=types.FLOAT, ndim=0)
     picture = fn.warp_affine(
         picture,
         matrix=matrix,
@@ -205,12 +222,22 @@ def _inputs(encoded: Sequence[Encoded], augmentation: Augmentation) -> dict[str,
     reduced_sizes = -(-sizes // reductions[:, None])
     return {
         "encoded": list(encoded),
-        "matrix": scaled_matrices(augmentation.matrices, reductions).astype(np.float32),
-        "gain": augmentation.gains,
-        "shift": augmentation.shifts,
+        **_numbers(augmentation, reductions),
         "size": reduced_sizes.astype(np.float32),
         "extent": (reduced_sizes * reductions[:, None]).astype(np.float32),
         "is_reduced": reductions > 1,
+    }
+
+
+def _pixel_inputs(pictures: Sequence[Decoded], augmentation: Augmentation) -> dict[str, Any]:
+    return {"picture": list(pictures), **_numbers(augmentation, augmentation.reductions)}
+
+
+def _numbers(augmentation: Augmentation, reductions: npt.NDArray[np.int64]) -> dict[str, Any]:
+    return {
+        "matrix": scaled_matrices(augmentation.matrices, reductions).astype(np.float32),
+        "gain": augmentation.gains,
+        "shift": augmentation.shifts,
     }
 
 

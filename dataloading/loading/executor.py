@@ -17,6 +17,7 @@ import torch
 from dataloading.loading.augment import Augmentation
 
 __all__ = [
+    "Decoded",
     "Encoded",
     "Executor",
     "ExecutorSpec",
@@ -29,6 +30,10 @@ __all__ = [
 
 Encoded = npt.NDArray[np.uint8]
 """The bytes of one picture as found in its shard, uint8 [bytes]; not to be written to."""
+
+Decoded = npt.NDArray[np.uint8]
+"""One picture as pixels, gray or RGB, at the scale 1/r of its draw's `reductions`: uint8 [h, w, C]; not to be written
+to."""
 
 
 class UndecodableError(Exception):
@@ -50,7 +55,7 @@ class ExecutorSpec:
     """What an executor needs to know before its first batch.
 
     `channels` are those of the dataset (1 gray, 3 RGB); `in_flight` is how many batches are submitted
-    at most before the first is taken.
+    at most before the first is taken. `decoded` says that pictures come as `Decoded`, not as `Encoded`.
     """
 
     image_size: int
@@ -58,6 +63,7 @@ class ExecutorSpec:
     threads: int
     in_flight: int
     device: torch.device
+    decoded: bool = False
 
 
 class Pending(Protocol):
@@ -77,7 +83,7 @@ class Pending(Protocol):
 class Executor(Protocol):
     """Something that decodes, warps and tones batches of pictures."""
 
-    def submit(self, encoded: Sequence[Encoded], augmentation: Augmentation) -> Pending:
+    def submit(self, pictures: Sequence[Encoded | Decoded], augmentation: Augmentation) -> Pending:
         """Start a batch of n >= 1 pictures."""
 
     def close(self) -> None:

@@ -126,6 +126,7 @@ class Loader:
                 threads=threads,
                 in_flight=loader.prefetch,
                 device=device,
+                decoded=split.pixels is not None,
             )
         )
 
@@ -164,7 +165,12 @@ class Loader:
     def _submit(self, request: Request) -> _Flight:
         records = self._split.records(request.rows)
         augmentation = self._augmentation(request, records)
-        return _Flight(request, records, self._executor.submit(self._split.images(records), augmentation))
+        if self._split.pixels is None:
+            pictures = self._split.images(records)
+        else:
+            pictures, reductions = self._split.pixels.pictures(records["id"])
+            augmentation = augmentation._replace(reductions=reductions)
+        return _Flight(request, records, self._executor.submit(pictures, augmentation))
 
     def _augmentation(self, request: Request, records: npt.NDArray[Any]) -> Augmentation:
         widths, heights = records["width"].astype(np.int64), records["height"].astype(np.int64)

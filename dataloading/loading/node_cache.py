@@ -28,6 +28,8 @@ from cluster.disk import readable_bytes
 from cluster.errors import InputError, StoreError
 
 __all__ = [
+    "PIXELS",
+    "SHARDS",
     "CachedSet",
     "Lease",
     "cache_root",
@@ -42,6 +44,9 @@ __all__ = [
 _IN_USE, _SOURCE, _GOING = ".in-use", "source.json", ".going-"
 _SPARE_BYTES = 16 << 20
 """Left free beside the shards, for indexes."""
+
+SHARDS, PIXELS = "shards", "decoded pictures (loader.cache=pixels)"
+"""What room is wanted for, in words."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def clear_cache(root: Path) -> list[CachedSet]:
     return gone
 
 
-def make_room(root: Path, own: Path, need_bytes: int, limit_bytes: int = 0) -> None:
+def make_room(root: Path, own: Path, need_bytes: int, limit_bytes: int = 0, what: str = SHARDS) -> None:
     """Evict whole data sets, least recently used first, until so many bytes fit; never one in use.
 
     Args:
@@ -145,41 +150,43 @@ def make_room(root: Path, own: Path, need_bytes: int, limit_bytes: int = 0) -> N
         own: the folder that the bytes are for.
         need_bytes: to come.
         limit_bytes: the cache's size, 0 for what the disk has.
+        what: the bytes are of, in words.
 
     Raises:
         StoreError: they do not fit even then.
     """
     with locked(root):
-        _require(root, own, need_bytes, limit_bytes)
+        _require(root, own, need_bytes, limit_bytes, what)
         others = [cached for cached in _sets(root) if cached.folder != own]
         while others and _lack(root, need_bytes, limit_bytes):
             if _move_away(others.pop(0).folder):
                 _remove_moved(root)
         if lack := _lack(root, need_bytes, limit_bytes):
-            raise _no_room(root, need_bytes, lack)
+            raise _no_room(root, need_bytes, lack, what)
 
 
-def check_room(root: Path, own: Path, need_bytes: int, limit_bytes: int = 0) -> None:
+def check_room(root: Path, own: Path, need_bytes: int, limit_bytes: int = 0, what: str = SHARDS) -> None:
     """Pass if `make_room` would find the room; evicts nothing.
 
     Raises:
         StoreError: it would not.
     """
     with locked(root):
-        _require(root, own, need_bytes, limit_bytes)
+        _require(root, own, need_bytes, limit_bytes, what)
 
 
-def _require(root: Path, own: Path, need_bytes: int, limit_bytes: int) -> None:
+def _require(root: Path, own: Path, need_bytes: int, limit_bytes: int, what: str) -> None:
     evictable = sum(cached.num_bytes for cached in _sets(root) if cached.folder != own and not cached.in_use)
     if need_bytes and (lack := _lack(root, need_bytes, limit_bytes, evictable)):
-        raise _no_room(root, need_bytes, lack)
+        raise _no_room(root, need_bytes, lack, what)
 
 
-def _no_room(root: Path, need_bytes: int, lack: str) -> StoreError:
+def _no_room(root: Path, need_bytes: int, lack: str, what: str) -> StoreError:
+    else_ = "" if what == SHARDS else "do without them (loader.cache=encoded), "
     return StoreError(
-        f"loader.cache_dir: {root} has no room for {readable_bytes(need_bytes)} of shards: {lack}, data sets that "
-        "nobody uses left out. A data set must fit on each node's disk: free space, set loader.cache_dir to a folder "
-        "on a larger disk, or raise loader.cache_limit_gib."
+        f"loader.cache_dir: {root} has no room for {readable_bytes(need_bytes)} of {what}: {lack}, data sets that "
+        f"nobody uses left out. A data set must fit on each node's disk: {else_}free space, set loader.cache_dir to a "
+        "folder on a larger disk, or raise loader.cache_limit_gib."
     )
 
 

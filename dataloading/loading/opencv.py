@@ -17,6 +17,7 @@ import torch
 
 from dataloading.loading.augment import Augmentation
 from dataloading.loading.executor import (
+    Decoded,
     Encoded,
     ExecutorSpec,
     UndecodableError,
@@ -24,7 +25,7 @@ from dataloading.loading.executor import (
     is_jpeg,
 )
 
-__all__ = ["OpenCVExecutor"]
+__all__ = ["OpenCVExecutor", "decode"]
 
 _CHUNKS_PER_THREAD = 2  # so that the last chunk of a batch leaves no thread idle for long
 _WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -33,9 +34,11 @@ _DECODE = {
     (1, 1): cv2.IMREAD_GRAYSCALE,
     (1, 2): cv2.IMREAD_REDUCED_GRAYSCALE_2,
     (1, 4): cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    (1, 8): cv2.IMREAD_REDUCED_GRAYSCALE_8,
     (3, 1): cv2.IMREAD_COLOR_BGR,
     (3, 2): cv2.IMREAD_REDUCED_COLOR_2,
     (3, 4): cv2.IMREAD_REDUCED_COLOR_4,
+    (3, 8): cv2.IMREAD_REDUCED_COLOR_8,
 }
 """Flags by (channels, reduction); colour comes as BGR and is turned after the warp, where it is small."""
 
@@ -52,20 +55,21 @@ class OpenCVExecutor:
         self._spec = spec
         self._pool = ThreadPoolExecutor(spec.threads, thread_name_prefix="opencv")
 
-    def submit(self, encoded: Sequence[Encoded], augmentation: Augmentation) -> OpenCVPending:
+    def submit(self, pictures: Sequence[Encoded | Decoded], augmentation: Augmentation) -> OpenCVPending:
         """Start a batch on the pool, in chunks."""
-        images = self._empty_batch(len(encoded))
+        images = self._empty_batch(len(pictures))
         pixels = images.numpy()
-        chunk = -(-len(encoded) // (self._spec.threads * _CHUNKS_PER_THREAD))
+        execute = _execute_decoded if self._spec.decoded else _execute
+        chunk = -(-len(pictures) // (self._spec.threads * _CHUNKS_PER_THREAD))
         futures = [
             self._pool.submit(
-                _execute,
-                encoded[start : start + chunk],
+                execute,
+                pictures[start : start + chunk],
                 augmentation.part(start, start + chunk),
                 pixels[start : start + chunk],
                 start,
             )
-            for start in range(0, len(encoded), chunk)
+            for start in range(0, len(pictures), chunk)
         ]
         return OpenCVPending(images.permute(0, 3, 1, 2), futures)
 
@@ -104,36 +108,50 @@ def _execute(encoded: Sequence[Encoded], augmentation: Augmentation, pixels: Enc
     matrices = index_matrices(augmentation.matrices, np.array(reductions))
     tables = _tables(augmentation)
     for number, data in enumerate(encoded):
-        picture = _decode(data, pixels.shape[3], reductions[number], first + number)
+        picture = decode(data, pixels.shape[3], reductions[number], first + number)
         _check_size(picture, augmentation, number, reductions[number], first)
+        _warp(picture, matrices[number], pixels[number])
+        if pixels.shape[3] == 3:
+            cv2.cvtColor(pixels[number], cv2.COLOR_BGR2RGB, dst=pixels[number])
+        if tables is not None:
+            cv2.LUT(pixels[number], tables[number], dst=pixels[number])
+
+
+def _execute_decoded(pictures: Sequence[Decoded], augmentation: Augmentation, pixels: Encoded, first: int) -> None:
+    """`_execute` for pictures that are decoded already, and RGB."""
+    matrices, tables = index_matrices(augmentation.matrices, augmentation.reductions), _tables(augmentation)
+    for number, picture in enumerate(pictures):
         _warp(picture, matrices[number], pixels[number])
         if tables is not None:
             cv2.LUT(pixels[number], tables[number], dst=pixels[number])
 
 
-def _decode(data: Encoded, channels: int, reduction: int, position: int) -> Encoded:
+def decode(data: Encoded, channels: int, reduction: int, position: int) -> Decoded:
+    """A picture at 1/1, or a JPEG at 1/2, 1/4 or 1/8: uint8 [h, w] gray or [h, w, 3] BGR.
+
+    Raises:
+        UndecodableError: OpenCV cannot decode it; `position` is whose it is.
+    """
     try:
         picture: Any = cv2.imdecode(data, _DECODE[channels, reduction])
     except cv2.error as error:
         raise UndecodableError(position, str(error).strip().splitlines()[-1]) from None
     if picture is None:
         raise UndecodableError(position, "OpenCV cannot decode it")
-    decoded: Encoded = picture
+    decoded: Decoded = picture
     return decoded
 
 
-def _check_size(picture: Encoded, augmentation: Augmentation, number: int, reduction: int, first: int) -> None:
+def _check_size(picture: Decoded, augmentation: Augmentation, number: int, reduction: int, first: int) -> None:
     width, height = int(augmentation.widths[number]), int(augmentation.heights[number])
     if picture.shape[:2] != (-(-height // reduction), -(-width // reduction)):
         found = f"{picture.shape[1]} x {picture.shape[0]} pixels at scale 1/{reduction}"
         raise UndecodableError(first + number, f"it has {found}, but the manifest says {width} x {height}")
 
 
-def _warp(picture: Encoded, matrix: npt.NDArray[np.float64], pixels: Encoded) -> None:
-    size, _, channels = pixels.shape
+def _warp(picture: Decoded, matrix: npt.NDArray[np.float64], pixels: Encoded) -> None:
+    size = pixels.shape[0]
     cv2.warpAffine(picture, matrix, (size, size), dst=pixels, flags=_WARP)
-    if channels == 3:
-        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
 
 
 def _tables(augmentation: Augmentation) -> Encoded | None:

@@ -183,9 +183,18 @@ class Assembly:
 
 
 def _open_splits(config: Config, dataset: Dataset, progress: Progress | None) -> dict[str, Split]:
-    cache, limit = cache_root(config.loader.cache_dir), config.loader.cache_limit_gib
+    loader = config.loader
     return {
-        name: open_split(dataset, config.data.split, name, cache, limit_gib=limit, progress=progress) for name in SPLITS
+        name: open_split(
+            dataset,
+            config.data.split,
+            name,
+            cache_root(loader.cache_dir),
+            limit_gib=loader.cache_limit_gib,
+            pixel_side=loader.pixel_side,
+            progress=progress,
+        )
+        for name in SPLITS
     }
 
 

@@ -28,17 +28,20 @@ class NodeCheck:
     data_uri: str
     cache_dir: str
     cache_limit_gib: float
+    pixel_side: float
 
     @classmethod
     def of(cls, config: Config) -> NodeCheck:
         """The check of a run."""
-        return cls(config.storage.uri, config.data.uri, config.loader.cache_dir, config.loader.cache_limit_gib)
+        loader = config.loader
+        return cls(config.storage.uri, config.data.uri, loader.cache_dir, loader.cache_limit_gib, loader.pixel_side)
 
     def __call__(self) -> str:
         """Why this node cannot take part; empty if it can."""
         try:
             open_store(self.storage_uri, _RETRY_S).try_out()
-            require_room(open_dataset(self.data_uri), cache_root(self.cache_dir), self.cache_limit_gib)
+            place = cache_root(self.cache_dir)
+            require_room(open_dataset(self.data_uri), place, self.cache_limit_gib, self.pixel_side)
         except XdistError as error:
             return str(error)
         return ""

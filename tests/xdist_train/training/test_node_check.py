@@ -14,7 +14,7 @@ from xdist_train.training.node_check import NodeCheck
 
 def check_of(storage: str, data: str, cache: Path) -> NodeCheck:
     """A check as it arrives on a node."""
-    return pickle.loads(pickle.dumps(NodeCheck(storage, data, str(cache), 0.0)))
+    return pickle.loads(pickle.dumps(NodeCheck(storage, data, str(cache), 0.0, 0.0)))
 
 
 def test_a_node_that_can_has_no_reason(tmp_path: Path, s3: str) -> None:
