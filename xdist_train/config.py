@@ -226,6 +226,9 @@ class TrainConfig:
     """Run the model through torch.compile."""
     clip_norm: float = 0.0
     """Largest global norm of the gradient; 0 does not clip."""
+    mixup: float = 0.0
+    """Alpha of mixup: each picture is mixed with another of its micro batch, as are their losses, by a share drawn from
+    Beta(alpha, alpha). 0 mixes nothing."""
     ema_decay: float = 0.0
     """Share of the old that a step leaves in the average of the weights, which is then evaluated and published in their
     place; the first steps leave less, (1 + t) / (10 + t). 0 keeps no average."""
@@ -239,6 +242,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         at_least("train", self, epochs=1, batch_size=1, accumulation_steps=1, micro_batch_size=0)
         at_least("train", self, clip_norm=0, seed=0, log_every_steps=1)
+        at_least("train", self, mixup=0)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay must lie in 0..1 (below 1), not {self.ema_decay}")
         if self.micro_batch_size > self.batch_size * self.accumulation_steps:

@@ -26,6 +26,7 @@ from xdist_train.models.freezing import set_train_mode
 from xdist_train.models.losses import LossFunction
 from xdist_train.models.precision import resolve_precision
 from xdist_train.training.average import WeightAverage
+from xdist_train.training.mixup import Mix, draw_mix
 from xdist_train.training.optim import build_optimizer, set_learning_rate
 from xdist_train.training.running_figures import RunningFigures
 
@@ -54,7 +55,7 @@ class Learner:
         model: the bare network, frozen as it starts; moved to `device` here, wrapped for DDP where the world has more
             than one rank.
         view: normalisation of its input.
-        seed: dropout is reseeded from (seed, epoch, step, micro batch), so no generator state is kept.
+        seed: dropout and mixup are reseeded from (seed, epoch, step, micro batch), so no generator state is kept.
         unfreeze_epoch: from this epoch on, counted from 1, everything trains; 0 is never.
     """
 
@@ -169,11 +170,18 @@ class Learner:
         """sum(w_i * l_i) of a micro batch."""
         torch.manual_seed(_micro_batch_seed(self.train.seed, batch))
         batch = batch.to(self.device, non_blocking=True)
-        return self.loss.per_sample(self._forward(self.replica, batch.images), batch.labels).sum()
+        mix = draw_mix(self.train.mixup, len(batch), self.device) if self.train.mixup else None
+        logits = self._forward(self.replica, batch.images, mix)
+        losses = self.loss.per_sample(logits, batch.labels)
+        if mix:
+            losses = mix.losses(losses, self.loss.per_sample(logits, batch.labels[mix.partners]))
+        return losses.sum()
 
-    def _forward(self, module: nn.Module, images: Tensor) -> Tensor:
+    def _forward(self, module: nn.Module, images: Tensor, mix: Mix | None = None) -> Tensor:
         view = self.view
         pixels = normalise(images, view.mean, view.std, view.model_channels, self.precision.weights)
+        if mix:
+            pixels = mix.pictures(pixels)
         pixels = pixels.contiguous(memory_format=self.memory_format)
         with self.precision.context(self.device):
             logits = module(pixels)

@@ -23,12 +23,12 @@ _SGD = OptimConfig(name="sgd", lr=0.05)
 _ADAM = OptimConfig(name="adam", lr=1e-3)
 _TRAIN = TrainConfig(epochs=20, batch_size=20, precision="float64", log_every_steps=1000, ema_decay=0.9)
 
-# Name: model, optimiser, loss. Every one with micro batches of 5 in steps of 20.
-_CASES: dict[str, tuple[ModelConfig, OptimConfig, LossConfig]] = {
-    "group norm, sgd": (_GROUP_NORM, _SGD, LossConfig()),
-    "batch norm, adam": (_BATCH_NORM, _ADAM, LossConfig()),
-    "batch norm, sgd, class weights": (_BATCH_NORM, _SGD, LossConfig(class_weights="inverse")),
-    "group norm, adam, smoothed": (_GROUP_NORM, _ADAM, LossConfig(label_smoothing=0.1)),
+# Name: model, optimiser, loss, mixup. Every one with micro batches of 5 in steps of 20.
+_CASES: dict[str, tuple[ModelConfig, OptimConfig, LossConfig, float]] = {
+    "group norm, sgd": (_GROUP_NORM, _SGD, LossConfig(), 0),
+    "batch norm, adam": (_BATCH_NORM, _ADAM, LossConfig(), 0),
+    "batch norm, sgd, class weights": (_BATCH_NORM, _SGD, LossConfig(class_weights="inverse"), 0),
+    "group norm, adam, smoothed, mixed": (_GROUP_NORM, _ADAM, LossConfig(label_smoothing=0.1), 0.4),
 }
 
 
@@ -36,8 +36,9 @@ def _weights_after_20_steps(world: World, batch_size: int) -> dict[str, dict[str
     """Parameters, buffers and averages of each case after 20 steps of 20 images, `batch_size` of them a pass."""
     train = replace(_TRAIN, batch_size=batch_size, accumulation_steps=20 // batch_size)
     weights = {}
-    for name, (model, optim, loss) in _CASES.items():
-        job = make_job(world, model=model, optim=optim, train=train, loss=loss, micro_batch_size=5)
+    for name, (model, optim, loss, mixup) in _CASES.items():
+        mixed = replace(train, mixup=mixup)
+        job = make_job(world, model=model, optim=optim, train=mixed, loss=loss, micro_batch_size=5)
         weights[name] = _run_20_steps(job)
     return weights
 
@@ -95,7 +96,7 @@ def test_the_model_does_not_depend_on_workers_or_accumulation(
     assert {name: difference < 1e-9 for name, difference in differences.items()} == dict.fromkeys(_CASES, True)
 
 
-_RUN = TrainConfig(epochs=2, batch_size=24, log_every_steps=2, clip_norm=1.0, ema_decay=0.9)
+_RUN = TrainConfig(epochs=2, batch_size=24, log_every_steps=2, clip_norm=1.0, ema_decay=0.9, mixup=0.2)
 
 
 def _train_whole_and_resumed(world: World, folder: Path) -> dict[str, Any]:
