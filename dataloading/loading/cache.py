@@ -93,7 +93,7 @@ def open_split(
         if pixel_side:
             pixels = bring_pixels(
                 dataset,
-                _read_manifest(dataset),
+                partial(_read_manifest, dataset),
                 paths,
                 folder,
                 side=pixel_side,
@@ -137,8 +137,8 @@ def require_room(dataset: Dataset, cache_dir: Path, limit_gib: float = 0.0, pixe
     folder, lease = take_folder(cache_dir, dataset.info.fingerprint, dataset.store.uri)
     need_bytes, what = missing_bytes(dataset, folder), SHARDS
     if pixel_side:
-        manifest = dataset.read_manifest(list(PIXEL_FIELDS))
-        need_bytes += missing_pixel_bytes(dataset, manifest, folder, side=pixel_side, name=_info_digest(dataset))
+        name, read = _info_digest(dataset), partial(_read_manifest, dataset)
+        need_bytes += missing_pixel_bytes(dataset, read, folder, side=pixel_side, name=name)
         what = f"{SHARDS} and {PIXELS}"
     check_room(cache_dir, folder, need_bytes, int(limit_gib * 2**30), what)
     lease.close()

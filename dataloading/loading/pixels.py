@@ -2,7 +2,8 @@
 
     <cache>/<fingerprint>/
       pixels-1-<side>-<of>.u8     pictures of uint8 [h, w, C], one after another as they lie in the shards
-      pixels-1-<side>-<of>.npy    where each is: `PICTURE` by id; there last, so what it leads to is whole
+      pixels-1-<side>-<of>.npy    where each is: `PICTURE` by id, and one more that begins where the file ends; there
+                                  last, so what it leads to is whole
 
 A picture is kept at the scale 1/r at which the whole of it is decoded for `side` pixels, r a power of 2: its size is
 bounded by the side, not by the source, and a pixel covers exactly r x r of the source, as in a reduced decode. `of` is
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
@@ -68,15 +69,19 @@ class Pixels:
         return views, found["reduction"].astype(np.int64)
 
 
-def missing_pixel_bytes(dataset: Dataset, manifest: pa.Table, folder: Path, *, side: float, name: str) -> int:
+def missing_pixel_bytes(
+    dataset: Dataset, read_manifest: Callable[[], pa.Table], folder: Path, *, side: float, name: str
+) -> int:
     """How much `bring_pixels` would write, which has the same arguments."""
-    index, num_bytes = _plan(manifest, side, dataset.info.channels)
-    return 0 if _are_there(*_files(folder, side, name), num_bytes) else num_bytes + index.nbytes
+    if _open_index(*_files(folder, side, name)) is not None:
+        return 0
+    index = _plan(read_manifest(), side, dataset.info.channels)
+    return int(index["offset"][-1]) + index.nbytes
 
 
 def bring_pixels(
     dataset: Dataset,
-    manifest: pa.Table,
+    read_manifest: Callable[[], pa.Table],
     shards: Sequence[Path],
     folder: Path,
     *,
@@ -88,7 +93,7 @@ def bring_pixels(
     """The decoded pictures of a data set, after whoever comes first on a node has decoded them, on all its CPUs.
 
     Args:
-        manifest: of the data set, with `PIXEL_FIELDS`.
+        read_manifest: gives the data set's, with `PIXEL_FIELDS`; only asked where there is something to decode.
         shards: where they lie on this node.
         folder: the data set's folder in the cache, locked.
         side: pixels that are wanted of a picture's short side.
@@ -101,15 +106,17 @@ def bring_pixels(
         StoreError: there is no room.
     """
     index_path, data_path = _files(folder, side, name)
-    channels = dataset.info.channels
-    index, num_bytes = _plan(manifest, side, channels)
-    if not _are_there(index_path, data_path, num_bytes):
-        make_room(folder.parent, folder, num_bytes + index.nbytes, limit_bytes, PIXELS)
-        _write(dataset, manifest, shards, index, num_bytes, data_path, progress)
+    index = _open_index(index_path, data_path)
+    if index is None:
+        manifest = read_manifest()
+        index = _plan(manifest, side, dataset.info.channels)
+        make_room(folder.parent, folder, int(index["offset"][-1]) + index.nbytes, limit_bytes, PIXELS)
+        _write(dataset, manifest, shards, index, data_path, progress)
         buffer = io.BytesIO()
         np.save(buffer, index)
         replace_file(index_path, buffer.getvalue())
-    return Pixels(np.asarray(np.load(index_path, mmap_mode="r")), data_path, channels)
+        index = np.asarray(np.load(index_path, mmap_mode="r"))
+    return Pixels(index, data_path, dataset.info.channels)
 
 
 def _files(folder: Path, side: float, name: str) -> tuple[Path, Path]:
@@ -118,23 +125,30 @@ def _files(folder: Path, side: float, name: str) -> tuple[Path, Path]:
     return stem.with_name(f"{stem.name}.npy"), stem.with_name(f"{stem.name}.u8")
 
 
-def _are_there(index: Path, data: Path, num_bytes: int) -> bool:
-    return index.is_file() and data.is_file() and data.stat().st_size == num_bytes
+def _open_index(index_path: Path, data_path: Path) -> npt.NDArray[Any] | None:
+    """The mapped index; None where it, or what it leads to, is not there or has another size."""
+    try:
+        index = np.asarray(np.load(index_path, mmap_mode="r"))
+        size = data_path.stat().st_size
+    except (OSError, ValueError, EOFError):
+        return None
+    return index if index.dtype == PICTURE and int(index["offset"][-1]) == size else None
 
 
-def _plan(manifest: pa.Table, side: float, channels: int) -> tuple[npt.NDArray[Any], int]:
-    """`PICTURE` by id, in the order of the shards, and the bytes of all."""
+def _plan(manifest: pa.Table, side: float, channels: int) -> npt.NDArray[Any]:
+    """The index: places in the order of the shards."""
     columns = {name: manifest.column(name).to_numpy().astype(np.int64) for name in PIXEL_FIELDS}
     order = np.lexsort((columns["row"], columns["shard"]))
     short = np.minimum(columns["width"], columns["height"])
     reductions = 2 ** np.floor(np.log2(np.maximum(short / side, 1))).astype(np.int64)
-    index = np.empty(len(order), PICTURE)
-    index["reduction"] = reductions
-    index["width"], index["height"] = -(-columns["width"] // reductions), -(-columns["height"] // reductions)
-    sizes = (index["width"].astype(np.int64) * index["height"] * channels)[order]
-    ends = np.cumsum(sizes)
-    index["offset"][order] = ends - sizes
-    return index, int(ends[-1])
+    index = np.zeros(len(order) + 1, PICTURE)
+    pictures = index[:-1]
+    pictures["reduction"] = reductions
+    pictures["width"], pictures["height"] = -(-columns["width"] // reductions), -(-columns["height"] // reductions)
+    ends = np.cumsum((pictures["width"].astype(np.int64) * pictures["height"] * channels)[order])
+    pictures["offset"][order[1:]] = ends[:-1]
+    index["offset"][-1] = ends[-1]
+    return index
 
 
 def _write(
@@ -142,11 +156,11 @@ def _write(
     manifest: pa.Table,
     shards: Sequence[Path],
     index: npt.NDArray[Any],
-    num_bytes: int,
     path: Path,
     progress: Progress | None,
 ) -> None:
     """Decode everything into a file of its own, which takes its name when it is whole and on the disk."""
+    num_bytes, count = int(index["offset"][-1]), len(index) - 1
     what = f"pictures decoded once, into {readable_bytes(num_bytes)} of {path.parent}"
     with temporary_in(path.parent) as temporary:
         with temporary.open("w+b") as stream:
@@ -160,7 +174,7 @@ def _write(
             try:
                 for number, task in enumerate(tasks):
                     if progress:
-                        progress(what, min(number * _STRETCH, len(index)), len(index))
+                        progress(what, min(number * _STRETCH, count), count)
                     task.result()
             except _BrokenPictureError as error:
                 raise InputError(_describe(dataset, manifest, error)) from None

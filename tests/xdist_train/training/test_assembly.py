@@ -128,6 +128,15 @@ def test_the_average_is_what_is_published(train: Callable[..., _Trained], two_cl
     _same_afterwards(trained, two_classes, tmp_path)
 
 
+def test_pixels_decoded_once_are_those_that_files_give_afterwards(
+    train: Callable[..., _Trained], two_classes: Dataset, tmp_path: Path
+) -> None:
+    """Training and its figures from the cache, evaluation and prediction from encoded pictures: the same."""
+    trained = train("loader.cache=pixels", "train.mixup=0.2")
+    assert trained.figures[-1] > 0.95
+    _same_afterwards(trained, two_classes, tmp_path)
+
+
 def test_pictures_by_their_own_figures_are_so_everywhere(
     train: Callable[..., _Trained], two_classes: Dataset, tmp_path: Path
 ) -> None:
