@@ -220,6 +220,8 @@ class TrainConfig:
     """Images of one forward on one worker; 0 is batch_size / workers at the first launch, then kept."""
     precision: Literal["auto", "float32", "float64", "bf16", "fp16"] = "auto"
     """`auto` is bf16 on a GPU that has it, fp16 on an older one, float32 on a CPU."""
+    gradient_traffic: Literal["full", "bf16"] = "full"
+    """How gradients travel between workers: as they are, or rounded to half of their bytes, for slow links."""
     channels_last: bool = True
     """Memory format of images and convolutions."""
     compile: bool = False

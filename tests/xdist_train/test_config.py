@@ -29,7 +29,7 @@ def test_scale_and_storage_are_not_identity(override: str) -> None:
      "train.batch_size=32", "loader.image_size=96", "data.split=given", "schedule.name=step", "train.epochs=3",
      "model.outputs=sigmoid", "model.in_channels=1", "loader.normalise=image", "loss.class_weights=complement",
      "train.ema_decay=0.99", "train.mixup=0.4", "loader.cache=pixels", "model.unfreeze_epoch=2",
-     "optim.layer_decay=0.8"],
+     "optim.layer_decay=0.8", "train.gradient_traffic=bf16"],
 )  # fmt: skip
 def test_what_decides_the_result_is_identity(override: str) -> None:
     """Epochs too, where the schedule depends on them (the demo's cosine does)."""

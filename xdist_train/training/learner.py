@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.world import World
@@ -213,7 +214,7 @@ class Learner:
         forward: nn.Module = torch.compile(self.model) if self.train.compile else self.model  # type: ignore[assignment]
         # DDP registers hooks on the bare module's parameters; evaluation keeps using the bare module.
         # An earlier wrapper's hooks do nothing after another one's forward.
-        self.replica, self._replica_frozen = _replicate(forward, self.world), self._frozen
+        self.replica, self._replica_frozen = _replicate(forward, self.world, self.train), self._frozen
         self._settle_buckets()
 
     def _settle_buckets(self) -> None:
@@ -227,13 +228,17 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
 
 
-def _replicate(module: nn.Module, world: World) -> nn.Module:
+def _replicate(module: nn.Module, world: World, train: TrainConfig) -> nn.Module:
     """DDP where there are ranks to meet; buffers are `RunningFigures`' to move, so it leaves them alone."""
     if world.size == 1:
         return module
     newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters  # torch 2.13
     options: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
-    return DistributedDataParallel(module, **options)
+    replica = DistributedDataParallel(module, **options)
+    if train.gradient_traffic == "bf16":
+        # DDP refuses torch's own hook by its name where there is no GPU, though gloo sums bfloat16 too.
+        replica.register_comm_hook(None, lambda state, bucket: bf16_compress_hook(state, bucket))
+    return replica
 
 
 def _micro_batch_seed(seed: int, batch: Batch) -> int:
