@@ -72,8 +72,8 @@ class LoaderConfig:
     """JPEGs are decoded at 1/2 or 1/4 where this many decoded pixels an output pixel are left; 9 switches it off."""
     cache: Literal["encoded", "pixels"] = "encoded"
     """What of a picture is kept on a node: its file, or also its pixels, decoded once by whoever comes first and shared
-    by all workers and runs there, at the scale at which the whole picture is decoded for image_size. Few pixels of a
-    large PNG are then means of many, not samples as from its file."""
+    by all workers and runs there, at the scale at which the whole picture is decoded for image_size. A large PNG is
+    averaged to that scale; read from its file it is sampled."""
     cache_dir: str = ""
     """Node-local folder for shards and indexes; empty is `~/.cache/xdist-train`."""
     cache_limit_gib: float = 0.0

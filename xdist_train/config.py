@@ -243,8 +243,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         at_least("train", self, epochs=1, batch_size=1, accumulation_steps=1, micro_batch_size=0)
-        at_least("train", self, clip_norm=0, seed=0, log_every_steps=1)
-        at_least("train", self, mixup=0)
+        at_least("train", self, clip_norm=0, mixup=0, seed=0, log_every_steps=1)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay must lie in 0..1 (below 1), not {self.ema_decay}")
         if self.micro_batch_size > self.batch_size * self.accumulation_steps:

@@ -30,7 +30,7 @@ from cluster.errors import InputError
 from dataloading.dataset import MANIFEST_KEY, SPLITS, Dataset
 from dataloading.loading.executor import Encoded
 from dataloading.loading.node_cache import PIXELS, SHARDS, Lease, cache_root, check_room, locked, take_folder
-from dataloading.loading.pixels import PIXEL_FIELDS, Pixels, bring_pixels, missing_pixel_bytes
+from dataloading.loading.pixels import Pixels, bring_pixels, missing_pixel_bytes
 from dataloading.loading.shards import (
     REPACK,
     Progress,
@@ -309,7 +309,7 @@ def _info_digest(dataset: Dataset) -> str:
 
 def _read_manifest(dataset: Dataset) -> pa.Table:
     _verify_manifest(dataset)
-    return dataset.read_manifest(list({*SPLIT_COLUMNS, *_FIELDS, *PIXEL_FIELDS}))
+    return dataset.read_manifest(list({*SPLIT_COLUMNS, *_FIELDS}))
 
 
 def _chosen_rows(dataset: Dataset, manifest: pa.Table, scheme: str, name: str) -> Indices:

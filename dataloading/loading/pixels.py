@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -33,15 +33,12 @@ from dataloading.loading.node_cache import PIXELS, make_room
 from dataloading.loading.opencv import decode
 from dataloading.loading.shards import REPACK, Progress, column_bytes, read_batches, replace_file, temporary_in
 
-__all__ = ["PICTURE", "PIXEL_FIELDS", "Pixels", "bring_pixels", "missing_pixel_bytes"]
+__all__ = ["PICTURE", "Pixels", "bring_pixels", "missing_pixel_bytes"]
 
 Integers = npt.NDArray[np.int64]
 
 PICTURE = np.dtype([("offset", "<i8"), ("width", "<i4"), ("height", "<i4"), ("reduction", "<i4")])
 """One picture: its first byte in the file, and its size in pixels as it is kept, at 1/`reduction`."""
-
-PIXEL_FIELDS = ("id", "shard", "row", "width", "height")
-"""Columns of the manifest that say what is to be kept."""
 
 _VERSION = 1
 _LIBRARY_REDUCTION = 8
@@ -93,7 +90,7 @@ def bring_pixels(
     """The decoded pictures of a data set, after whoever comes first on a node has decoded them, on all its CPUs.
 
     Args:
-        read_manifest: gives the data set's, with `PIXEL_FIELDS`; only asked where there is something to decode.
+        read_manifest: gives the data set's, a row an id; only asked where there is something to decode.
         shards: where they lie on this node.
         folder: the data set's folder in the cache, locked.
         side: pixels that are wanted of a picture's short side.
@@ -137,7 +134,7 @@ def _open_index(index_path: Path, data_path: Path) -> npt.NDArray[Any] | None:
 
 def _plan(manifest: pa.Table, side: float, channels: int) -> npt.NDArray[Any]:
     """The index: places in the order of the shards."""
-    columns = {name: manifest.column(name).to_numpy().astype(np.int64) for name in PIXEL_FIELDS}
+    columns = {name: manifest.column(name).to_numpy().astype(np.int64) for name in ("shard", "row", "width", "height")}
     order = np.lexsort((columns["row"], columns["shard"]))
     short = np.minimum(columns["width"], columns["height"])
     reductions = 2 ** np.floor(np.log2(np.maximum(short / side, 1))).astype(np.int64)
@@ -168,8 +165,8 @@ def _write(
         data = np.memmap(temporary, np.uint8, mode="r+")
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             tasks = [
-                pool.submit(_decode_stretch, pictures, index[ids], ids, data, dataset.info.channels)
-                for pictures, ids in _stretches(manifest, shards)
+                pool.submit(_decode_stretch, stretch, index, data, dataset.info.channels)
+                for stretch in _stretches(manifest, shards)
             ]
             try:
                 for number, task in enumerate(tasks):
@@ -198,9 +195,18 @@ def _describe(dataset: Dataset, manifest: pa.Table, error: _BrokenPictureError) 
     )
 
 
-def _stretches(manifest: pa.Table, shards: Sequence[Path]) -> Iterator[tuple[list[Encoded], Integers]]:
-    """Encoded pictures, as views, and their ids, in the order of the shards."""
-    columns = {name: manifest.column(name).to_numpy().astype(np.int64) for name in ("id", "shard", "row")}
+class _Stretch(NamedTuple):
+    """Pictures that one task decodes: ids, and their places among the offsets and bytes of one record batch."""
+
+    ids: Integers
+    places: Integers
+    offsets: Integers
+    values: Encoded
+
+
+def _stretches(manifest: pa.Table, shards: Sequence[Path]) -> Iterator[_Stretch]:
+    """All pictures in the order of the shards; as views, for there may be many."""
+    columns = {name: manifest.column(name).to_numpy().astype(np.int64) for name in ("shard", "row")}
     order = np.lexsort((columns["row"], columns["shard"]))
     starts = np.searchsorted(columns["shard"][order], np.arange(len(shards) + 1))
     for number, path in enumerate(shards):
@@ -209,19 +215,19 @@ def _stretches(manifest: pa.Table, shards: Sequence[Path]) -> Iterator[tuple[lis
         batches = read_batches(path)
         first_rows = accumulate((batch.num_rows for batch in batches), initial=0)
         for first_row, batch in zip(first_rows, batches, strict=False):
-            bounds, values = column_bytes(batch.column("image"))
+            offsets, values = column_bytes(batch.column("image"))
             mine = ids[(rows >= first_row) & (rows < first_row + batch.num_rows)]
             places = columns["row"][mine] - first_row
             for start in range(0, len(mine), _STRETCH):
-                part = places[start : start + _STRETCH]
-                views = [values[bounds[place] : bounds[place + 1]] for place in part.tolist()]
-                yield views, mine[start : start + _STRETCH]
+                stop = start + _STRETCH
+                yield _Stretch(mine[start:stop], places[start:stop], offsets, values)
 
 
-def _decode_stretch(
-    encoded: Sequence[Encoded], index: npt.NDArray[Any], ids: Integers, data: npt.NDArray[np.uint8], channels: int
-) -> None:
-    for picture, (offset, width, height, reduction), number in zip(encoded, index.tolist(), ids.tolist(), strict=True):
+def _decode_stretch(stretch: _Stretch, index: npt.NDArray[Any], data: npt.NDArray[np.uint8], channels: int) -> None:
+    ids, places, offsets, values = stretch
+    for number, at in zip(ids.tolist(), places.tolist(), strict=True):
+        offset, width, height, reduction = index[number].tolist()
+        picture = values[offsets[at] : offsets[at + 1]]
         place = data[offset : offset + width * height * channels].reshape(height, width, channels)
         try:
             place[...] = _decode_at(picture, channels, reduction).reshape(place.shape)
