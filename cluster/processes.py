@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
@@ -10,11 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["ENDED", "GONE", "end_process", "keep_freed_memory", "stack_of"]
+__all__ = ["ENDED", "GONE", "KEEPS_FREED_MEMORY", "end_process", "stack_of"]
 
 ENDED, GONE = "was ended", "had ended before"
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
+KEEPS_FREED_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**40),
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
+"""Environment of a process that keeps what it frees, instead of giving it to the kernel and asking for it again.
+
+A step's activations are large, freed at its end and wanted again in the next: glibc maps each anew, and the kernel
+clears every page of it. One arena, since those of threads are pieces of 64 MB, too small for an activation; what is set
+from within a process comes too late for it. For processes that do the same again and again; another C library knows
+none of it.
+"""
+
 _STACK_S = 20.0
 _STACK_LINES = 100
 
@@ -49,19 +60,6 @@ def stack_of(pid: int) -> str:
     if done.returncode != 0:
         return f"{state}no stack: {' '.join(done.stderr.split())[:200]}"
     return state + "\n".join(done.stdout.splitlines()[:_STACK_LINES])
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep what it frees, instead of giving it to the kernel and asking for it again.
-
-    A step's activations are large, freed at its end and wanted again in the next: glibc maps each anew, and the kernel
-    clears every page of it. For processes that do the same again and again; it does nothing under another C library.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        most = 2**31 - 1
-        mallopt(_MMAP_THRESHOLD, most)
-        mallopt(_TRIM_THRESHOLD, most)
 
 
 def _title(command: Path) -> str:

@@ -4,6 +4,7 @@ What is pooled over the folds answers for each image once, by a model that saw n
 figure is its 95 % interval over patients, that of a difference comes from the same resamples of both (paired), and n is
 the images. The regression sees the features of the recipe's own backbone before any training; its strength is chosen
 on val, and it then learns from train and val, so it has more images than the recipe, which keeps val to select by.
+The recipe answers by the mean of three seeds' models, as `xdist-train repeat` pools them; each seed alone is a row too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +32,12 @@ from dataloading.dataset import SPLITS, Dataset, open_dataset
 from dataloading.packing.pack import run_pack
 from dataloading.splits import SPLIT_COLUMNS, split_of
 from tests.bench.results import BenchSkippedError, Row, versions
+from tune_spaces.pooling import join_folds
 from tune_spaces.repeat import run_repetition
+from tune_spaces.repetition import PARTS
 from xdist_train.config import resolve_config
 from xdist_train.evidence.answers import read_answers
-from xdist_train.evidence.metrics import Scores, differences, intervals
+from xdist_train.evidence.metrics import Scores, differences, intervals, point_figures
 from xdist_train.models.heads import find_head
 from xdist_train.models.weights import resolve_weights
 from xdist_train.training.assembly import Assembly
@@ -43,7 +47,9 @@ __all__ = ["rows"]
 COMMAND = "python -m tests.bench xray"
 FIGURES = ("accuracy", "balanced_accuracy", "auroc_macro")
 FOLDS = 5
-OURS, FROZEN, SCRATCH = "recipe xray", "logistic regression on frozen features", "recipe xray, model.weights=none"
+SEEDS = (0, 1, 2)
+OURS, SINGLE = f"recipe xray, mean of {len(SEEDS)} seeds", "recipe xray, seed 0 alone"
+FROZEN, SCRATCH = "logistic regression on frozen features", "recipe xray, model.weights=none, seed 0 alone"
 _STRENGTHS = 10.0 ** np.arange(-5, 1)
 
 
@@ -58,22 +64,37 @@ def rows() -> Iterable[Row]:
         run_pack(source, open_store(f"{folder}/packed"), PackConfig(seed=0, fractions=(0.72, 0.08, 0.2)))
         dataset = open_dataset(f"{folder}/packed")
         patients = dataset.read_manifest(["patient"])["patient"].to_numpy()
-        ours, seconds = _trained(folder, "pretrained", [], patients)
-        scratch, scratch_seconds = _trained(folder, "scratch", ["model.weights=none"], patients)
+        ours, seconds = _trained(folder, "pretrained", SEEDS, [], patients)
+        scratch, scratch_seconds = _trained(folder, "scratch", SEEDS[:1], ["model.weights=none"], patients)
         frozen = _regression(folder, dataset, patients)
-    yield _time_row(f"{OURS}: {FOLDS} folds, two at a time, start to pooled figures", seconds)
+    single, scratched = ours.seeds[0], scratch.pooled
+    yield _time_row(f"{OURS}: {FOLDS} folds, start to pooled figures", seconds)
     yield _time_row(f"{SCRATCH}: the same", scratch_seconds)
     for name in FIGURES:
         goal = ">= 0.82 (paper: 0.870, folds not by patient)" if name == "accuracy" else ""
-        yield _figure_row(OURS, ours, name, goal=goal)
+        yield _figure_row(OURS, ours.pooled, name, goal=goal)
+        yield _seeds_row(ours, name)
+        yield _figure_row(SINGLE, single, name)
         yield _figure_row(FROZEN, frozen, name)
-        yield _figure_row(SCRATCH, scratch, name)
-        yield _difference_row(FROZEN, frozen, ours, name, goal="interval above 0" if name == "accuracy" else "")
-        yield _difference_row(SCRATCH, scratch, ours, name, goal="interval above 0" if name == "accuracy" else "")
+        yield _figure_row(SCRATCH, scratched, name)
+        goal = "interval above 0" if name == "accuracy" else ""
+        yield _difference_row(OURS, ours.pooled, FROZEN, frozen, name, goal)
+        yield _difference_row(SINGLE, single, FROZEN, frozen, name, "")
+        yield _difference_row(SINGLE, single, SCRATCH, scratched, name, goal)
 
 
-def _trained(folder: str, name: str, overrides: list[str], patients: NDArray[np.object_]) -> tuple[Scores, float]:
-    """What the recipe says of all images, pooled over folds, in order of id; and the seconds."""
+@dataclass(frozen=True)
+class _Repeated:
+    """What a repetition says of all images, in order of id: its seeds together, and each alone."""
+
+    pooled: Scores
+    seeds: tuple[Scores, ...]
+
+
+def _trained(
+    folder: str, name: str, seeds: Sequence[int], overrides: list[str], patients: NDArray[np.object_]
+) -> tuple[_Repeated, float]:
+    """Figures over all folds, and the seconds that they took."""
     started = time.perf_counter()
     result = run_repetition(
         "xray",
@@ -82,17 +103,20 @@ def _trained(folder: str, name: str, overrides: list[str], patients: NDArray[np.
             f"storage.uri={folder}/runs",
             f"run.name={name}",
             f"folds={FOLDS}",
-            "seeds=[0]",
-            "scale.num_workers=1",
+            f"seeds={list(seeds)}",
             *overrides,
         ],
         command=COMMAND,
         console=Console(),
     )
     seconds = time.perf_counter() - started
-    answers = read_answers(open_store(result.uri), "test")
-    assert np.array_equal(answers.ids, np.arange(len(patients))), "pooled folds answer for each image once, in order"
-    return answers.scores(patients), seconds
+    ids = np.arange(len(patients))
+    pooled = join_folds({name: read_answers(open_store(result.uri), "test")}, ids)
+    of_seeds = [
+        join_folds({fold: read_answers(open_store(f"{result.uri}/{PARTS}/{fold}"), "test") for fold in folds}, ids)
+        for folds in ([f"fold{number}-seed{seed}" for number in range(FOLDS)] for seed in seeds)
+    ]
+    return _Repeated(pooled.scores(patients), tuple(seed.scores(patients) for seed in of_seeds)), seconds
 
 
 def _regression(folder: str, dataset: Dataset, patients: NDArray[np.object_]) -> Scores:
@@ -140,10 +164,15 @@ def _figure_row(who: str, scores: Scores, name: str, goal: str = "") -> Row:
     return _row(f"{who}: {name}", float(figure["value"]), spread, len(scores.labels), "", goal)
 
 
-def _difference_row(who: str, theirs: Scores, ours: Scores, name: str, goal: str) -> Row:
+def _seeds_row(ours: _Repeated, name: str) -> Row:
+    values = [float(point_figures(scores)[name] or 0) for scores in ours.seeds]
+    return _row(f"single seeds of it: {name}", float(np.median(values)), (min(values), max(values)), len(values), "")
+
+
+def _difference_row(who: str, ours: Scores, other: str, theirs: Scores, name: str, goal: str) -> Row:
     figure = differences(theirs, ours)[name]
     value, low, high = (float(figure[key] or 0) for key in ("value", "low", "high"))
-    return _row(f"{OURS} minus {who}: {name}", value, (low, high), len(ours.labels), "", goal)
+    return _row(f"{who} minus {other}: {name}", value, (low, high), len(ours.labels), "", goal)
 
 
 def _row(what: str, value: float, spread: tuple[float, float], n: int, unit: str, goal: str = "") -> Row:

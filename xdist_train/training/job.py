@@ -6,6 +6,7 @@ import re
 import threading
 from typing import Any
 
+from cluster.processes import KEEPS_FREED_MEMORY
 from cluster.runs import CHECKPOINTS
 from cluster.session import ClusterResources, set_start_limit
 from cluster.store import ray_filesystem
@@ -129,5 +130,6 @@ def build_trainer(
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             failure_config=FailureConfig(max_failures=config.failure.max_failures),
             callbacks=[GroupEvents(monitor, wait_s, scale.least)],
+            worker_runtime_env={} if use_gpu else {"env_vars": KEEPS_FREED_MEMORY},
         ),
     )

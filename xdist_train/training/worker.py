@@ -22,7 +22,6 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from cluster.errors import InputError, RunFailedError, StoreRefusedError
-from cluster.processes import keep_freed_memory
 from cluster.runs import CHECKPOINTS, RunFolder, StaleDriverError
 from cluster.store import RETRY_S, open_store
 from cluster.world import World
@@ -132,7 +131,6 @@ def _train(order: WorkerOrder, world: World, pulse: Pulse, group: int, gauges: R
     started = time.perf_counter()
     folder = RunFolder(open_store(order.run_uri), order.driver)
     torch.set_num_threads(order.config.scale.cpus_per_worker)
-    keep_freed_memory()
     _forward_warnings(order, world)
     # 1. Data, model and loop of this rank.
     attempt, pulse.group = _agree_attempt(order, folder, world, group)

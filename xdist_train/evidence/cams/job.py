@@ -19,6 +19,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from cluster.errors import InputError, RunFailedError
+from cluster.processes import KEEPS_FREED_MEMORY
 from cluster.runs import CAM_IMAGES, CAM_MAPS, CAM_OVERLAYS, CAM_SUMMARY, RUN, cam_part_key
 from cluster.session import ClusterResources, cluster_resources, connect, worker_slots
 from cluster.terminal import progress_bar
@@ -170,7 +171,11 @@ def _workers(ray: Any, request: CamRequest, num_parts: int) -> Iterator[_Workers
         )
     count = min(config.workers or slots, slots, num_parts)
     remote = ray.remote(CamWorker).options(
-        num_cpus=config.cpus_per_worker, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
+        num_cpus=config.cpus_per_worker,
+        num_gpus=gpus,
+        max_restarts=_RESTARTS,
+        max_task_retries=_RESTARTS,
+        runtime_env=None if gpus else {"env_vars": KEEPS_FREED_MEMORY},
     )
     order = replace(request.order, config=replace(config, use_gpu="yes" if gpus else "no"))
     actors = [remote.remote(order) for _ in range(count)]

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cluster.processes import keep_freed_memory
 from cluster.runs import CAM_IMAGES, CAM_OVERLAYS, cam_part_key
 from cluster.store import Store, open_store
 from dataloading.config import LoaderConfig
@@ -96,7 +95,6 @@ class CamWorker:
     def prepare(self) -> None:
         """Load everything, so that what is wrong is said before there is work."""
         torch.set_num_threads(self._order.config.cpus_per_worker)
-        keep_freed_memory()
         _ = self._explainer, self._loader
 
     def explain(self, number: int) -> PartDone:
