@@ -15,7 +15,20 @@ if TYPE_CHECKING:
 
     from xdist_train.training.launch import LaunchResult
 
-__all__ = ["cam", "card", "compare", "demo", "evaluate", "export", "predict", "report", "runs", "train", "weights"]
+__all__ = [
+    "cam",
+    "card",
+    "compare",
+    "demo",
+    "estimate",
+    "evaluate",
+    "export",
+    "predict",
+    "report",
+    "runs",
+    "train",
+    "weights",
+]
 
 _Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. train.epochs=5.")
@@ -40,6 +53,30 @@ def train(
     # With --json standard output holds nothing but the result.
     result = launch(config, command=_command(), console=_console(stderr=as_json), label=Path(recipe).stem)
     _print_result(result, as_json)
+
+
+def estimate(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Shipped recipe (oct, covid_ct, ...) or YAML file.")],
+    overrides: _Overrides = None,
+    as_json: _Json = False,
+) -> None:
+    """Say what a training would take, before anything starts: time, memory, storage traffic, cost, what holds it up.
+
+    Of this machine it measures for some seconds; hardware.device=a100 (t4, v100, l4, a10g, h100, h200) takes what is
+    known of that one. Without data.uri, hardware.images says how many images there would be.
+
+    Example: xdist-train estimate oct data.uri=oct-packed scale.num_workers=64 hardware.device=a100
+    """
+    from xdist_train.estimation.estimate import run_estimate
+    from xdist_train.estimation.view import print_estimate
+
+    console = _console(stderr=as_json)
+    with console.status("") as status:
+        found = run_estimate(recipe, overrides or [], status.update)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        print_estimate(found, console)
 
 
 def evaluate(
