@@ -70,10 +70,11 @@ class LoaderConfig:
     """Micro batches made ahead."""
     reduce_tolerance: float = 0.9
     """JPEGs are decoded at 1/2 or 1/4 where this many decoded pixels an output pixel are left; 9 switches it off."""
-    cache: Literal["encoded", "pixels"] = "encoded"
+    cache: Literal["encoded", "pixels", "device"] = "encoded"
     """What of a picture is kept on a node: its file, or also its pixels, decoded once by whoever comes first and shared
-    by all workers and runs there, at the scale at which the whole picture is decoded for image_size. A large PNG is
-    averaged to that scale; read from its file it is sampled."""
+    by all workers and runs there, at the scale at which the whole picture is decoded for image_size. `device` is
+    `pixels`, with a copy of all in the memory of each worker's GPU, where they are warped too. A large PNG is averaged
+    to that scale; read from its file it is sampled."""
     cache_dir: str = ""
     """Node-local folder for shards and indexes; empty is `~/.cache/xdist-train`."""
     cache_limit_gib: float = 0.0
@@ -94,7 +95,7 @@ class LoaderConfig:
     @property
     def pixel_side(self) -> float:
         """Pixels that a decoded picture's short side keeps at least, where it has them; 0 keeps none."""
-        return self.image_size * self.reduce_tolerance if self.cache == "pixels" else 0.0
+        return 0.0 if self.cache == "encoded" else self.image_size * self.reduce_tolerance
 
 
 @dataclass(frozen=True, kw_only=True)

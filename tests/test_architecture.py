@@ -10,7 +10,7 @@ import pytest
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ["cluster", "dataloading", "xdist_train", "tune_spaces"]
-_ROOMS = ["models", "evidence", "training"]
+_ROOMS = ["models", "evidence", "training", "estimation"]
 _BOUNDARIES = {
     "omegaconf": ["cluster/config.py"],
     "s3fs": ["cluster/s3.py"],
@@ -36,7 +36,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(_ROOT)))
 def test_imports_go_one_way(path: Path) -> None:
-    """cluster <- dataloading <- xdist_train <- tune_spaces; models <- evidence <- training; loading without packing."""
+    """cluster <- dataloading <- xdist_train <- tune_spaces; models <- evidence <- training <- estimation; loading without packing."""
     parts = path.relative_to(_ROOT).parts
     above = set(_PACKAGES[_PACKAGES.index(parts[0]) + 1 :])
     if parts[0] == "xdist_train" and parts[1] in _ROOMS:

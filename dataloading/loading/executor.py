@@ -6,9 +6,8 @@ An executor turns encoded pictures and the numbers of their draws into one uint8
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -83,8 +82,8 @@ class Pending(Protocol):
 class Executor(Protocol):
     """Something that decodes, warps and tones batches of pictures."""
 
-    def submit(self, pictures: Sequence[Encoded | Decoded], augmentation: Augmentation) -> Pending:
-        """Start a batch of n >= 1 pictures."""
+    def submit(self, pictures: Any, augmentation: Augmentation) -> Pending:
+        """Start a batch of n >= 1 pictures: a sequence of `Encoded` or `Decoded`, or where they lie on the device."""
 
     def close(self) -> None:
         """Stop threads and free memory; no batch is in flight any more."""

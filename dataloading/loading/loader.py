@@ -113,22 +113,22 @@ class Loader:
         threads: int,
     ) -> None:
         assert threads >= 1, f"{threads} threads cannot decode"
-        self.backend = choose_backend(loader.backend, device)
+        self._resident = loader.cache == "device" and device.type == "cuda"
+        self.backend = "resident" if self._resident else choose_backend(loader.backend, device)
         self._split = split
         self._view = build_view(loader, info)
         self._augment = augment
         self._seed = seed
         self._prefetch = loader.prefetch
-        self._executor = BACKENDS[self.backend](
-            ExecutorSpec(
-                image_size=loader.image_size,
-                channels=info.channels,
-                threads=threads,
-                in_flight=loader.prefetch,
-                device=device,
-                decoded=split.pixels is not None,
-            )
+        spec = ExecutorSpec(
+            image_size=loader.image_size,
+            channels=info.channels,
+            threads=threads,
+            in_flight=loader.prefetch,
+            device=device,
+            decoded=split.pixels is not None,
         )
+        self._executor = self._build_executor(spec)
 
     def load(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """The batches of the requests, in order, `prefetch` of them in the making.
@@ -164,13 +164,21 @@ class Loader:
 
     def _submit(self, request: Request) -> _Flight:
         records = self._split.records(request.rows)
-        augmentation = self._augmentation(request, records)
-        if self._split.pixels is None:
-            pictures = self._split.images(records)
-        else:
-            pictures, reductions = self._split.pixels.pictures(records["id"])
-            augmentation = augmentation._replace(reductions=reductions)
+        augmentation, pixels = self._augmentation(request, records), self._split.pixels
+        if pixels is None:
+            return _Flight(request, records, self._executor.submit(self._split.images(records), augmentation))
+        places = pixels.places(records["id"])
+        augmentation = augmentation._replace(reductions=places["reduction"].astype(np.int64))
+        pictures = places if self._resident else pixels.pictures(places)
         return _Flight(request, records, self._executor.submit(pictures, augmentation))
+
+    def _build_executor(self, spec: ExecutorSpec) -> Executor:
+        if not self._resident:
+            return BACKENDS[self.backend](spec)
+        from dataloading.loading.resident import ResidentExecutor
+
+        assert self._split.pixels is not None, "a split for loader.cache=device is opened with its pixels"
+        return ResidentExecutor(spec, self._split.pixels)
 
     def _augmentation(self, request: Request, records: npt.NDArray[Any]) -> Augmentation:
         widths, heights = records["width"].astype(np.int64), records["height"].astype(np.int64)

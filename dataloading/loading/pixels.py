@@ -52,18 +52,21 @@ class Pixels:
 
     def __init__(self, index: npt.NDArray[Any], data: Path, channels: int) -> None:
         self._index = index
-        self._data = np.memmap(data, np.uint8, mode="r")
+        self.data = np.memmap(data, np.uint8, mode="r")
+        """All pictures: uint8 [bytes]."""
         self._channels = channels
 
-    def pictures(self, ids: Integers) -> tuple[list[Decoded], Integers]:
-        """Pictures by id, as views that cannot be written to, and the r of their scales 1/r: int64 [n]."""
-        found = self._index[ids]
-        data, channels = self._data, self._channels
-        views = [
+    def places(self, ids: Integers) -> npt.NDArray[Any]:
+        """Where pictures lie in `data`, by id: `PICTURE` [n]."""
+        return self._index[ids]
+
+    def pictures(self, places: npt.NDArray[Any]) -> list[Decoded]:
+        """Pictures by their places, as views that cannot be written to."""
+        data, channels = self.data, self._channels
+        return [
             data[offset : offset + height * width * channels].reshape(height, width, channels)
-            for offset, width, height, _ in found.tolist()
+            for offset, width, height, _ in places.tolist()
         ]
-        return views, found["reduction"].astype(np.int64)
 
 
 def missing_pixel_bytes(

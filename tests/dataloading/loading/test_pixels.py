@@ -93,7 +93,8 @@ def test_a_large_picture_is_kept_small(build_dataset, tmp_path):
     dataset = build_dataset([encode_jpeg(large), png], [0, 1])
     split = open_split(dataset, "patient", "train", tmp_path / "cache", pixel_side=40)
     assert split.pixels is not None
-    pictures, reductions = split.pixels.pictures(np.arange(2))
+    places = split.pixels.places(np.arange(2))
+    pictures, reductions = split.pixels.pictures(places), places["reduction"]
     assert [picture.shape for picture in pictures] == [(41, 54, 1)] * 2
     assert reductions.tolist() == [32, 32]
     blocks = cv2.copyMakeBorder(large, 0, 12, 0, 28, cv2.BORDER_REPLICATE).reshape(41, 32, 54, 32).mean(axis=(1, 3))
@@ -111,8 +112,8 @@ def test_all_splits_and_later_openings_share_one_file(gray_dataset, tmp_path, mo
     again: Split = pickle.loads(pickle.dumps(first))
     assert again.pixels is not None
     assert val.pixels is not None
-    (picture,), _ = again.pixels.pictures(np.array([3]))
-    (other,), _ = val.pixels.pictures(np.array([3]))
+    (picture,) = again.pixels.pictures(again.pixels.places(np.array([3])))
+    (other,) = val.pixels.pictures(val.pixels.places(np.array([3])))
     assert np.array_equal(picture, other)
     assert not picture.flags.writeable
     assert len(list((tmp_path / "cache").glob("*/pixels-*.u8"))) == 1
