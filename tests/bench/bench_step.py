@@ -84,6 +84,8 @@ def _pairs(files: list[Path], size: int) -> tuple[list[list[Turn]], list[list[Tu
         (folder / "turns").mkdir()
         with _plain_script(folder / "turns", files, size) as script, _our_run(folder, files, size) as run:
             plain_turns, our_turns = Turns(folder / "turns", "plain", size), Turns(folder / "turns", "ours", size)
+            plain_turns.wait(lambda: script.poll() is None)
+            our_turns.wait(lambda: _goes_on(run))
             for _ in range(PAIRS):
                 plain.append(plain_turns.give(lambda: script.poll() is None))
                 before, started = _beside(), time.perf_counter()

@@ -52,6 +52,8 @@ class TurnTaker:
         turn = place // STEPS
         if turn:
             self._end(turn - 1)
+        else:
+            _put(self._folder / f"{self._name}-{self._rank}.ready", "")
         while not any((self._folder / f"{self._name}{which}.go").exists() for which in (f"-{turn}", "")):
             time.sleep(_LOOK_S)
         self._cpu_s, self._started = time.process_time(), time.perf_counter()
@@ -70,6 +72,14 @@ class Turns:
         self._folder, self._name, self._size = folder, name, size
         self._given = 0
 
+    def wait(self, alive: Callable[[], bool]) -> None:
+        """Until all ranks have warmed up: a start beside it would spoil another's turn.
+
+        Raises:
+            RuntimeError: the training ended instead.
+        """
+        self._wait_for([self._folder / f"{self._name}-{rank}.ready" for rank in range(self._size)], alive)
+
     def give(self, alive: Callable[[], bool]) -> list[Turn]:
         """One turn, from its beginning to its end; what each rank used.
 
@@ -79,15 +89,18 @@ class Turns:
         turn, self._given = self._given, self._given + 1
         _put(self._folder / f"{self._name}-{turn}.go", "")
         paths = [self._folder / f"{self._name}-{turn}-{rank}.json" for rank in range(self._size)]
-        while not all(path.exists() for path in paths):
-            if not alive():
-                raise RuntimeError(f"{self._name}: the training ended in turn {turn}")
-            time.sleep(_LOOK_S)
+        self._wait_for(paths, alive)
         return [Turn(**json.loads(path.read_text())) for path in paths]
 
     def let_go(self) -> None:
         """No more turns: the training goes on to its end."""
         _put(self._folder / f"{self._name}.go", "")
+
+    def _wait_for(self, paths: list[Path], alive: Callable[[], bool]) -> None:
+        while not all(path.exists() for path in paths):
+            if not alive():
+                raise RuntimeError(f"{self._name}: the training ended before {paths[0].name} was there")
+            time.sleep(_LOOK_S)
 
 
 def _put(path: Path, text: str) -> None:
