@@ -29,7 +29,7 @@ __all__ = ["rows"]
 
 COMMAND = "python -m tests.bench memory"
 ROUNDS = 3
-STEPS = 80
+STEPS, FEW_STEPS = 80, 2
 SMALL, LARGE = 1_000, 84_000
 SIZES = (SMALL, LARGE, 1_000_000)
 GOAL_MB = 300
@@ -66,7 +66,7 @@ def _reduced(path: Path) -> bytes:
 
 def _memory_rows(pictures: list[bytes]) -> Iterator[Row]:
     details = {"unit": "MB", "versions": versions("torch", "pyarrow", "numpy"), "command": COMMAND}
-    found = _measure(pictures, (SMALL, LARGE), linked=False)
+    found = _measure(pictures, (SMALL, LARGE), STEPS, linked=False)
     for when in ("first", "later"):
         for kind in ("unique", "own"):
             small, large = ([one.peaks[kind] for one in found[size, when]] for size in (SMALL, LARGE))
@@ -80,7 +80,7 @@ def _memory_rows(pictures: list[bytes]) -> Iterator[Row]:
 
 def _time_rows(pictures: list[bytes]) -> Iterator[Row]:
     details = {"unit": "ms", "versions": versions("torch", "pyarrow", "numpy"), "command": COMMAND}
-    found = _measure(pictures, SIZES, linked=True)
+    found = _measure(pictures, SIZES, FEW_STEPS, linked=True)
     for when in ("first", "later"):
         for part in found[SMALL, when][0].seconds:
             for size in SIZES:
@@ -88,7 +88,9 @@ def _time_rows(pictures: list[bytes]) -> Iterator[Row]:
                 yield measured(f"a {when} worker of {size:,} images: {part}", values, **details)
 
 
-def _measure(pictures: list[bytes], sizes: tuple[int, ...], *, linked: bool) -> dict[tuple[int, str], list[_Found]]:
+def _measure(
+    pictures: list[bytes], sizes: tuple[int, ...], steps: int, *, linked: bool
+) -> dict[tuple[int, str], list[_Found]]:
     """What first and later workers of each size need, sizes in turns."""
     found: dict[tuple[int, str], list[_Found]] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -98,13 +100,13 @@ def _measure(pictures: list[bytes], sizes: tuple[int, ...], *, linked: bool) -> 
         for number in range(ROUNDS):
             for when in ("first", "later"):
                 for size in sizes:
-                    one = _look_at_worker(folder / str(size), folder / f"cache-{number}")
+                    one = _look_at_worker(folder / str(size), folder / f"cache-{number}", steps)
                     found.setdefault((size, when), []).append(one)
     return found
 
 
-def _look_at_worker(dataset: Path, cache: Path) -> _Found:
-    command = [sys.executable, "-m", "tests.bench.lone_worker", str(dataset), str(cache), str(STEPS)]
+def _look_at_worker(dataset: Path, cache: Path, steps: int) -> _Found:
+    command = [sys.executable, "-m", "tests.bench.lone_worker", str(dataset), str(cache), str(steps)]
     peaks = {"unique": 0.0, "own": 0.0}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
