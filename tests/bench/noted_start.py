@@ -76,6 +76,11 @@ def _noted_connect(path: Path, connect: Callable[..., Any]) -> Callable[..., Any
     def noted_connect() -> Iterator[Any]:
         with connect() as ray:
             note(path, "Ray runs")
+            # Not before: Ray reads its environment, which `connect` sets, as it is imported.
+            from xdist_train.training import worker
+
+            worker.run_worker = run_noted_worker  # type: ignore[assignment]
+            note(path, "trainer's imports")
             yield ray
 
     return noted_connect
@@ -88,10 +93,9 @@ def _main(path: Path, arguments: list[str]) -> int:
 
     note(path, "command line read")
     config.resolve_config = noted(path, "config", config.resolve_config)
-    from xdist_train.training import job, launch, worker
+    from xdist_train.training import job, launch
 
     note(path, "driver's imports")
-    worker.run_worker = run_noted_worker  # type: ignore[assignment]
     launch.prepare = noted(path, "checks without Ray", launch.prepare)
     launch.connect = _noted_connect(path, launch.connect)
     launch.check_nodes = noted(path, "checks with Ray", launch.check_nodes)
