@@ -3,7 +3,7 @@
 Its data set reads picture files, its DataLoader's collation decodes and changes them by the project's own functions,
 so that what it lacks beside a run of ours is what a run does beside its data work.
 
-    plain_training.py FOLDER FILE...      FOLDER is where turns are taken
+    plain_training.py FOLDER STEPS FILE...      FOLDER is where turns are taken
 """
 
 from __future__ import annotations
