@@ -152,15 +152,18 @@ class Dataset:
     store: Store
     info: DatasetInfo
 
-    def read_manifest(self, columns: list[str] | None = None) -> pa.Table:
+    def read_manifest(self, columns: list[str] | None = None, data: bytes | None = None) -> pa.Table:
         """The manifest's columns (all by default), in id order.
+
+        Args:
+            data: the manifest's file, where the caller has it already.
 
         Raises:
             InputError: it is no table, or not of the images that dataset.json counts.
         """
         where = self.store.locate(MANIFEST_KEY)
         try:
-            file = pq.ParquetFile(io.BytesIO(self.store.read(MANIFEST_KEY)))
+            file = pq.ParquetFile(io.BytesIO(self.store.read(MANIFEST_KEY) if data is None else data))
             # From the end of the file, before anything is unpacked: a few bytes can stand for any number of rows.
             if file.metadata.num_rows == self.info.num_images:
                 return file.read(columns)

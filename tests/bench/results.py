@@ -6,6 +6,7 @@ markers is a person's and is kept.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -22,6 +23,7 @@ __all__ = [
     "compare",
     "hardware",
     "measured",
+    "median_interval",
     "versions",
     "write_section",
 ]
@@ -87,6 +89,17 @@ def compare(what: str, values: Sequence[float], against: str, others: Sequence[f
     ratio = statistics.median(one / other for one, other in zip(values, others, strict=True))
     row = measured(what, values, **details)
     return Row(**{**vars(row), "against": against, "ratio": ratio})
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """At least 95 % of the median, from the order of values alone: the k-th least and the k-th most of them.
+
+    The narrowest such pair (Conover 1999, 3.2); with fewer than six values there is none, and it is the whole spread.
+    """
+    ordered, count = sorted(values), len(values)
+    below = [sum(math.comb(count, number) for number in range(k + 1)) / 2**count for k in range(count // 2)]
+    place = max(sum(share <= 0.025 for share in below) - 1, 0)
+    return ordered[place], ordered[count - 1 - place]
 
 
 def write_section(path: Path, name: str, title: str, rows: Iterable[Row]) -> None:

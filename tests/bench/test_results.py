@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from tests.bench.__main__ import bench_names, main
-from tests.bench.results import compare, measured, write_section
+from tests.bench.results import compare, measured, median_interval, write_section
 
 DETAILS = {"unit": "ms", "versions": "v", "hardware": "h", "command": "c"}
 
@@ -14,6 +14,11 @@ def test_a_comparison_is_the_median_of_the_rounds_ratios():
     """Contenders measured in turns are compared round by round, so a slow minute hits both."""
     row = compare("ours", [1.0, 2.0, 30.0], "theirs", [4.0, 8.0, 60.0], **DETAILS)
     assert (row.ratio, row.median, row.spread, row.n) == (0.25, 2.0, (1.0, 30.0), 3)
+
+
+def test_an_interval_of_the_median_is_of_two_values():
+    """By the binomial of n halves: of 10 values the 2nd and the 9th (97.9 %), of 5 no pair is enough."""
+    assert (median_interval([*range(10, 0, -1)]), median_interval([3, 1, 2, 5, 4])) == ((2, 9), (1, 5))
 
 
 def test_a_section_is_replaced_and_the_rest_kept(tmp_path):
