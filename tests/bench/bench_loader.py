@@ -1,42 +1,80 @@
-"""Loading: CPU time from files to a normalised batch, and the cost of an order of a hundred million images.
+"""Loading: ours and seven other loaders on the same files, and the cost of an order of a hundred million images.
 
-CPU time is of this process, its threads and its children, so it does not depend on what else runs. Contenders
-take turns, round by round. All end in the same contiguous float32 N x 3 x 224 x 224 tensor; torch computes on
-one thread for both.
+Contenders take turns, round by round, with two workers (processes or threads) and the same steps: random crop,
+rotation, brightness and contrast, flip, normalising, to contiguous float32 N x 3 x 224 x 224. Rates are by wall clock
+on all cores; CPU time is of a contender's process, its threads and its children. Ratios are ours over theirs.
 """
 
 from __future__ import annotations
 
+import os
 import resource
+import shutil
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from dataloading.config import AugmentConfig, LoaderConfig
+from dataloading.loading import opencv
 from dataloading.loading.augment import View, draw_augmentation
 from dataloading.loading.batch import normalise
 from dataloading.loading.cache import Split, open_split
-from dataloading.loading.loader import Loader
+from dataloading.loading.loader import Loader, build_view
 from dataloading.loading.plan import Plan, Request
+from tests.bench.peer_env import Peer, peer, peer_versions
 from tests.bench.results import BenchSkippedError, Row, compare, hardware, measured, versions
 from tests.dataloading.loading.packed import find_real_oct_files, write_dataset
-from xdist_train.models.torchvision_shim import declare_missing_operators
 
 __all__ = ["rows"]
 
 COMMAND = "python -m tests.bench loader"
-ROUNDS = 7
-REPEATS = 4  # of the list of files, a round
-BATCH_SIZE = 47
+ROUNDS = 5
+IMAGES = 2400
+BATCH_SIZE, WORKERS, SIZE = 48, 2, 224
 MEAN, STD = (0.19,), (0.2,)
-TORCHVISION = "torchvision: PIL RGB, RandomResizedCrop, RandomRotation, ColorJitter, flip, normalise"
+STEPS = "PIL RGB, 3 channels, all at full scale"
+PEERS = {
+    "torchvision": f"torchvision ImageFolder, DataLoader: {STEPS}",
+    "timm": f"timm create_loader: {STEPS}",
+    "webdataset": f"WebDataset, tar shards: {STEPS}",
+    "litdata": f"litData, chunks of JPEGs: {STEPS}",
+    "streaming": f"MosaicML Streaming, MDS of JPEGs: {STEPS}",
+    "ray": f"Ray Data read_images: {STEPS}",
+    "dali": "DALI readers.file on CPU: RGB, 3 channels, crops decoded at full scale",
+}
+STORED = ("webdataset", "litdata", "streaming")
 
-Contender = Callable[[], Iterator[torch.Tensor]]
+
+@dataclass(frozen=True)
+class Epoch:
+    """One measured epoch of a contender."""
+
+    images: int
+    wall_s: float
+    cpu_s: float
+
+    @property
+    def rate(self) -> float:
+        """Images a second."""
+        return self.images / self.wall_s
+
+    @property
+    def cpu_ms(self) -> float:
+        """CPU milliseconds an image."""
+        return 1000 * self.cpu_s / self.images
+
+
+Contender = Callable[[], Epoch]
 
 
 def rows() -> Iterable[Row]:
@@ -44,34 +82,121 @@ def rows() -> Iterable[Row]:
     files = find_real_oct_files()
     if not files:
         raise BenchSkippedError("no real OCT images; set XDIST_REAL_DATA")
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     torch.set_num_threads(1)
-    yield from _cpu_rows(files)
+    yield from _side_by_side(files)
     yield from _gpu_rows(files)
     yield _plan_row()
+    yield _plan_memory_row()
     yield _augmentation_row()
 
 
-def _cpu_rows(files: list[Path]) -> Iterator[Row]:
-    with tempfile.TemporaryDirectory() as folder:
-        split = _packed(files, Path(folder))
-        with _loader(split, "opencv") as opencv, _loader(split, "dali") as dali:
-            times = _alternate(
-                {
-                    "opencv": lambda: _batches(opencv, split),
-                    "dali": lambda: _batches(dali, split),
-                    "torchvision": lambda: _torchvision_batches(files),
-                }
+def _side_by_side(files: list[Path]) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        tree = write_tree(files, folder / "tree", IMAGES)
+        split = _packed([files[n % len(files)] for n in range(IMAGES)], folder)
+        pixels = open_split(
+            split.dataset, "patient", "train", folder / "cache", pixel_side=LoaderConfig(cache="pixels").pixel_side
+        )
+        ours = {
+            name: stack.enter_context(_loader(source, backend))
+            for name, source, backend in (
+                ("opencv", split, "opencv"),
+                ("our dali", split, "dali"),
+                ("pixels", pixels, "opencv"),
             )
-    about = f"{len(files)} real OCT files, 2 threads"
+        }
+        contenders: dict[str, Contender] = {
+            "opencv": lambda: _epoch(_floats(ours["opencv"], split)),
+            "opencv uint8": lambda: _epoch(_uint8(ours["opencv"], split), torch.uint8, 1),
+            "our dali": lambda: _epoch(_floats(ours["our dali"], split)),
+            "pixels": lambda: _epoch(_floats(ours["pixels"], pixels)),
+            "pixels uint8": lambda: _epoch(_uint8(ours["pixels"], pixels), torch.uint8, 1),
+            "own dataloader": lambda: _epoch(_own_dataloader(split)),
+            "decode": lambda: _decode_only(split),
+            "copy": lambda: _epoch(_copies()),
+            **{name: stack.enter_context(_peer(name, tree, folder)) for name in PEERS},
+        }
+        found = _alternate(contenders)
+        reduced = _reduced_share(split)
+    yield from _rows_of(found, reduced)
+
+
+def _rows_of(found: dict[str, list[Epoch]], reduced: float) -> Iterator[Row]:
+    """Rates first, then CPU time; every row names what is delivered."""
+    share = f"{reduced:.0%} decoded at reduced scale"
+    floats, small = f"N x 3 x {SIZE} x {SIZE} float32, gray expanded", f"N x 1 x {SIZE} x {SIZE} uint8"
+    names = {
+        "opencv": f"ours, opencv: {floats}, {share}",
+        "opencv uint8": f"ours, opencv: {small}, {share}",
+        "our dali": f"ours, dali on CPU: {floats}, 0% decoded at reduced scale",
+        "pixels": f"ours, cache=pixels, after the first epoch: {floats}, decoded before, {share}",
+        "pixels uint8": f"ours, cache=pixels, after the first epoch: {small}, decoded before, {share}",
+        "own dataloader": f"DataLoader of our decode-and-warp: {floats}, {share}",
+        "decode": f"decode alone, 2 threads: 1 channel uint8, {share}",
+        "copy": f"copy of float32 batches N x 3 x {SIZE} x {SIZE}, 1 thread",
+        **{name: f"{what}, N x 3 x {SIZE} x {SIZE} float32" for name, what in PEERS.items()},
+    }
     details = {
-        "unit": "CPU ms an image",
-        "versions": versions("torch", "torchvision", "pillow", "opencv-python-headless", "nvidia-dali-cuda130"),
+        "versions": versions("torch", "opencv-python-headless", "nvidia-dali-cuda130")
+        + "; peers: "
+        + peer_versions(
+            "torch", "torchvision", "timm", "webdataset", "litdata", "mosaicml-streaming", "ray", "nvidia-dali-cuda130"
+        ),
         "command": COMMAND,
     }
-    theirs = times["torchvision"]
-    yield compare(f"loader, opencv ({about})", times["opencv"], "torchvision", theirs, goal="ratio <= 0.25", **details)
-    yield compare(f"loader, dali on CPU ({about})", times["dali"], "torchvision", theirs, **details)
-    yield measured(TORCHVISION, theirs, **details)
+    rates = {name: [epoch.rate for epoch in epochs] for name, epochs in found.items()}
+    costs = {name: [epoch.cpu_ms for epoch in epochs] for name, epochs in found.items()}
+    goals = {
+        **{("opencv", name): ">= 4" for name in PEERS},
+        ("our dali", "torchvision"): "",
+        ("opencv", "decode"): ">= 0.65",
+        ("opencv uint8", "decode"): ">= 0.75",
+        ("opencv", "copy"): "",
+        ("pixels", "torchvision"): ">= 12",
+        ("pixels uint8", "torchvision"): ">= 20",
+    }
+    for (ours, theirs), goal in goals.items():
+        what, goal = f"{names[ours]} (ratio: rate of ours over theirs)", f"ratio {goal}" if goal else ""
+        yield compare(what, rates[ours], names[theirs], rates[theirs], goal=goal, unit="images/s", **details)
+    for name in found:
+        if name not in ("opencv", "opencv uint8", "our dali", "pixels", "pixels uint8"):
+            yield measured(names[name], rates[name], unit="images/s", **details)
+    what = f"{names['opencv']} (ratio: CPU time of ours over theirs)"
+    own = "own dataloader"
+    unit = "CPU ms an image"
+    yield compare(what, costs["opencv"], names[own], costs[own], goal="ratio <= 1", unit=unit, **details)
+    for name in found:
+        yield measured(names[name], costs[name], unit=unit, **details)
+
+
+def write_tree(files: list[Path], folder: Path, count: int) -> Path:
+    """Files under new names in four class folders, `count` in all."""
+    for number in range(4):
+        (folder / str(number)).mkdir(parents=True)
+    for number in range(count):
+        shutil.copyfile(files[number % len(files)], folder / str(number % 4) / f"{number:06d}.jpeg")
+    return folder
+
+
+@contextmanager
+def _peer(name: str, tree: Path, folder: Path) -> Iterator[Contender]:
+    """A peer's process, its own format made; stopped in order, for what it started is to end too."""
+    with peer("loading", name, str(tree), env={"RAY_AUTH_MODE": "disabled"}) as process:
+        source = str(tree)
+        if name in STORED:
+            source = process.ask(make=str(folder / name))["made"]
+        try:
+            yield lambda: _ask(process, source)
+        finally:
+            process.ask(stop=True)
+
+
+def _ask(process: Peer, source: str) -> Epoch:
+    found = process.ask(source=source)
+    assert found["images"] == IMAGES, found
+    return Epoch(found["images"], found["wall_s"], found["cpu_s"])
 
 
 def _packed(files: list[Path], folder: Path) -> Split:
@@ -80,7 +205,7 @@ def _packed(files: list[Path], folder: Path) -> Split:
     return open_split(dataset, "patient", "train", folder / "cache")
 
 
-def _loader(split: Split, backend: Any, device: str = "cpu", threads: int = 2) -> Loader:
+def _loader(split: Split, backend: Any, device: str = "cpu", threads: int = WORKERS) -> Loader:
     return Loader(
         split,
         split.dataset.info,
@@ -92,55 +217,94 @@ def _loader(split: Split, backend: Any, device: str = "cpu", threads: int = 2) -
     )
 
 
-def _batches(loader: Loader, split: Split) -> Iterator[torch.Tensor]:
-    everything = np.arange(split.num_images)
-    requests = (Request(0, n, 0, n * len(everything), everything) for n in range(REPEATS))
-    for batch in loader.load(requests):
-        yield normalise(batch.images, MEAN, STD).contiguous()
+def _uint8(loader: Loader, split: Split) -> Iterator[torch.Tensor]:
+    order = np.random.default_rng(0).permutation(split.num_images)
+    starts = range(0, len(order), BATCH_SIZE)
+    requests = (Request(0, n, 0, start, order[start : start + BATCH_SIZE]) for n, start in enumerate(starts))
+    return (batch.images for batch in loader.load(requests))
 
 
-def _torchvision_batches(files: list[Path]) -> Iterator[torch.Tensor]:
-    from PIL import Image
-
-    transform = _torchvision_transform()
-    for _ in range(REPEATS):
-        yield torch.stack([transform(Image.open(path).convert("RGB")) for path in files])
+def _floats(loader: Loader, split: Split) -> Iterator[torch.Tensor]:
+    return (normalise(images, MEAN, STD).contiguous() for images in _uint8(loader, split))
 
 
-def _torchvision_transform() -> Callable[[Any], torch.Tensor]:
-    declare_missing_operators()
-    from torchvision import transforms
+class _OwnImages(torch.utils.data.Dataset[torch.Tensor]):
+    """One image an item by the executor's own functions, as a plain DataLoader has it."""
 
-    composed: Callable[[Any], torch.Tensor] = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(224, scale=(0.8, 1.0)),
-            transforms.RandomRotation(15),
-            transforms.ColorJitter(brightness=0.2, contrast=0.2),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN * 3, STD * 3),
-        ]
-    )
-    return composed
+    def __init__(self, split: Split) -> None:
+        self._split = split
+        self._view = build_view(LoaderConfig(), split.dataset.info)
+
+    def __len__(self) -> int:
+        return self._split.num_images
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        opencv.cv2.setNumThreads(1)
+        records = self._split.records(np.array([row]))
+        augmentation = _draw(self._view, records, row)
+        pixels = np.empty((1, SIZE, SIZE, 1), np.uint8)
+        opencv._execute(self._split.images(records), augmentation, pixels, 0)
+        return normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), MEAN, STD)[0].contiguous()
 
 
-def _alternate(contenders: dict[str, Contender]) -> dict[str, list[float]]:
-    """CPU milliseconds an image of each contender in each round, after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+def _own_dataloader(split: Split) -> Iterator[torch.Tensor]:
+    return iter(DataLoader(_OwnImages(split), BATCH_SIZE, shuffle=True, num_workers=WORKERS))
+
+
+def _draw(view: View, records: Any, start: int) -> Any:
+    widths, heights = records["width"].astype(np.int64), records["height"].astype(np.int64)
+    return draw_augmentation(AugmentConfig(), view, widths, heights, seed=0, epoch=0, start=start)
+
+
+def _reductions(split: Split) -> tuple[Any, Any]:
+    records = split.records(np.arange(split.num_images))
+    return records, _draw(build_view(LoaderConfig(), split.dataset.info), records, 0).reductions
+
+
+def _reduced_share(split: Split) -> float:
+    return float((_reductions(split)[1] > 1).mean())
+
+
+def _decode_only(split: Split) -> Epoch:
+    """The limit: nothing but libjpeg-turbo, at the scale that the loader chooses."""
+    records, reductions = _reductions(split)
+    chunks = np.array_split(np.arange(split.num_images), split.num_images // (BATCH_SIZE // 4))
+
+    def decode(rows: Any) -> None:
+        for data, reduction in zip(split.images(records[rows]), reductions[rows].tolist(), strict=True):
+            opencv.decode(data, 1, reduction, 0)
+
+    opencv.cv2.setNumThreads(1)
+    start_cpu_s, start_s = _cpu_s(), time.perf_counter()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(decode, chunks))
+    return Epoch(split.num_images, time.perf_counter() - start_s, _cpu_s() - start_cpu_s)
+
+
+def _copies() -> Iterator[torch.Tensor]:
+    batch, target = (np.ones((BATCH_SIZE, 3, SIZE, SIZE), np.float32) for _ in range(2))
+    for _ in range(IMAGES // BATCH_SIZE):
+        np.copyto(target, batch)
+        yield torch.from_numpy(target)
+
+
+def _alternate(contenders: dict[str, Contender]) -> dict[str, list[Epoch]]:
+    """Each contender's epoch of each round, after one round to warm up."""
+    found: dict[str, list[Epoch]] = {name: [] for name in contenders}
     for _ in range(ROUNDS + 1):
         for name, contender in contenders.items():
-            times[name].append(_cpu_ms_an_image(contender))
-    return {name: values[1:] for name, values in times.items()}
+            found[name].append(contender())
+    return {name: epochs[1:] for name, epochs in found.items()}
 
 
-def _cpu_ms_an_image(contender: Contender) -> float:
-    start_s, images = _cpu_s(), 0
-    for batch in contender():
-        assert batch.dtype == torch.float32
-        assert batch.shape[1:] == (3, 224, 224)
+def _epoch(batches: Iterator[torch.Tensor], dtype: torch.dtype = torch.float32, channels: int = 3) -> Epoch:
+    start_cpu_s, start_s, images = _cpu_s(), time.perf_counter(), 0
+    for batch in batches:
+        assert (batch.dtype, batch.shape[1:]) == (dtype, (channels, SIZE, SIZE))
         assert batch.is_contiguous()
         images += len(batch)
-    return 1000 * (_cpu_s() - start_s) / images
+    del batches  # a DataLoader's workers end, and count, with its iterator
+    return Epoch(images, time.perf_counter() - start_s, _cpu_s() - start_cpu_s)
 
 
 def _cpu_s() -> float:
@@ -189,6 +353,16 @@ def _plan_row() -> Row:
         versions=versions("numpy"),
         command=COMMAND,
     )
+
+
+def _plan_memory_row() -> Row:
+    """Most memory that a plan of a hundred million images takes, made and asked once."""
+    tracemalloc.start()
+    Plan([44_000_000, 13_000_000, 10_000_000, 33_000_000], 0.5, seed=0).ids(3, 50_000_000, 50_004_096)
+    most_mb = tracemalloc.get_traced_memory()[1] / 1e6
+    tracemalloc.stop()
+    what = "plan: memory of an order of 100M images, made and asked for 4,096"
+    return measured(what, [most_mb], unit="MB", goal="< 50 MB", versions=versions("numpy"), command=COMMAND)
 
 
 def _augmentation_row() -> Row:
