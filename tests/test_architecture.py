@@ -36,7 +36,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(_ROOT)))
 def test_imports_go_one_way(path: Path) -> None:
-    """cluster <- dataloading <- xdist_train <- tune_spaces; models <- evidence <- training <- estimation; loading without packing."""
+    """cluster <- dataloading <- xdist_train <- tune_spaces; rooms of xdist_train too; loading without packing."""
     parts = path.relative_to(_ROOT).parts
     above = set(_PACKAGES[_PACKAGES.index(parts[0]) + 1 :])
     if parts[0] == "xdist_train" and parts[1] in _ROOMS:

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.config import load_config, parse_overrides
 from cluster.errors import InputError
@@ -23,16 +23,25 @@ from xdist_train.estimation.model import Epoch, Rates, Work, estimate_epoch
 from xdist_train.estimation.network import NetworkCost, network_cost
 from xdist_train.models.backbones import check_model
 
-__all__ = ["Estimate", "Memory", "run_estimate"]
+__all__ = ["HERE", "Estimate", "Meeting", "Memory", "run_estimate"]
 
 _CLASSES = 4
 """Without a data set; one more or less changes nothing."""
 _IMAGE_BYTES = 60_000
 _SHARES = (0.7, 0.15, 0.15)
-_HERE_LINK = 2e9
-"""Bytes a second that processes of one machine exchange over its loopback, together."""
-_LATENCY_S = {True: 15e-6, False: 100e-6}
-"""Of a message, by whether workers have GPUs."""
+
+
+class Meeting(NamedTuple):
+    """How workers exchange gradients: bytes a second (0: by hardware), seconds a message, share beside backward."""
+
+    link: float
+    latency_s: float
+    overlap: float
+
+
+HERE = Meeting(link=2e9, latency_s=100e-6, overlap=0.0)
+"""Processes of one machine over its loopback: the same cores compute and send."""
+_GPUS = Meeting(link=0, latency_s=15e-6, overlap=1.0)
 _MACHINE = 0.6e9
 """Bytes of a process with torch in it, or of a GPU's context."""
 _MOMENTS = {"sgd": 1, "adam": 2, "adamw": 2}
@@ -202,15 +211,16 @@ class _Seen:
         load, train = self._load_rate() * crowd, self._train_rate(work.micro_batch_size) * crowd
         if not on_gpu:  # the same cores load and train
             train = 1 / (1 / train + 1 / load)
+        meeting = _GPUS if on_gpu else HERE
         link = hardware.link_gbit * 1e9 / 8
         if work.nodes == 1:
-            link = self._device.link if self._device else _HERE_LINK
+            link = self._device.link if self._device else meeting.link
         return Rates(
             train=train,
             input=load,
             link=link,
-            latency_s=_LATENCY_S[on_gpu],
-            overlap=1.0 if on_gpu else 0.0,
+            latency_s=meeting.latency_s,
+            overlap=meeting.overlap,
             storage=hardware.storage_gbit * 1e9 / 8,
             node=hardware.link_gbit * 1e9 / 8,
             decode_node=self._input.decode

@@ -20,8 +20,16 @@ from typing import Any
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
+
+OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
+if not list(Path(torch.__file__).parent.glob("lib/libtorch_cuda*")):
+    # PyPI's torchvision is built for CUDA; beside a torch without it, it asks in vain for operators that none of this
+    # uses.
+    for operator in ("nms", "qnms"):
+        OPERATORS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+from torchvision import transforms  # noqa: E402
+from torchvision.datasets import ImageFolder  # noqa: E402
 
 BATCH_SIZE, WORKERS, SIZE = 48, 2, 224
 MEAN, STD = (0.19,) * 3, (0.2,) * 3
@@ -43,6 +51,11 @@ Batches = Iterator[torch.Tensor]
 def load_bytes(data: bytes) -> torch.Tensor:
     """One JPEG, through all steps."""
     return TRANSFORM(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def load_item(item: dict[str, Any]) -> torch.Tensor:
+    """The same of what litData kept."""
+    return load_bytes(item["image"])
 
 
 def list_tree(folder: str) -> list[tuple[str, int]]:
@@ -130,12 +143,10 @@ def load_litdata(source: str, cache: str | None) -> Batches:
     """StreamingDataset and StreamingDataLoader, local or from S3."""
     import litdata
 
-    class Images(litdata.StreamingDataset):
-        def __getitem__(self, index: Any) -> torch.Tensor:
-            return load_bytes(super().__getitem__(index)["image"])
-
     options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]} if source.startswith("s3://") else {}
-    dataset = Images(source, cache_dir=cache, shuffle=True, storage_options=options)
+    dataset = litdata.StreamingDataset(
+        source, cache_dir=cache, shuffle=True, storage_options=options, transform=load_item
+    )
     return iter(litdata.StreamingDataLoader(dataset, batch_size=BATCH_SIZE, num_workers=WORKERS))
 
 
