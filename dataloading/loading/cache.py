@@ -87,9 +87,9 @@ def open_split(
     limit_bytes = int(limit_gib * 2**30)
     with locked(folder):
         paths = bring_shards(dataset, folder, limit_bytes=limit_bytes, progress=progress)
-        index_path = folder / f"index-{_INDEX_VERSION}-{_slug(scheme)}-{name}-{_info_digest(dataset)}.npy"
+        index_path = _index_path(folder, dataset, scheme, name)
         if not index_path.exists():
-            _write_index(index_path, _build_index(dataset, scheme, name))
+            _write_indexes(folder, dataset, scheme, name)
         pixels = None
         if pixel_side:
             pixels = bring_pixels(
@@ -269,10 +269,24 @@ class _Column:
         return values[offsets[place] : offsets[place + 1]]
 
 
-def _build_index(dataset: Dataset, scheme: str, name: str) -> npt.NDArray[Any]:
-    """The records of one split, ordered by (label, id)."""
+def _index_path(folder: Path, dataset: Dataset, scheme: str, name: str) -> Path:
+    return folder / f"index-{_INDEX_VERSION}-{_slug(scheme)}-{name}-{_info_digest(dataset)}.npy"
+
+
+def _write_indexes(folder: Path, dataset: Dataset, scheme: str, wanted: str) -> None:
+    """Those of all splits: a run opens three, and what takes long is reading the manifest and dealing the patients."""
     manifest = _read_manifest(dataset)
-    chosen = _rows_of(dataset, _parts(dataset, manifest, scheme), scheme, name)
+    parts = _parts(dataset, manifest, scheme)
+    _rows_of(dataset, parts, scheme, wanted)  # others may have no images
+    for number, name in enumerate(SPLITS):
+        chosen = np.flatnonzero(parts == number)
+        path = _index_path(folder, dataset, scheme, name)
+        if len(chosen) and not path.exists():
+            _write_index(path, _build_index(dataset, manifest, chosen))
+
+
+def _build_index(dataset: Dataset, manifest: pa.Table, chosen: Indices) -> npt.NDArray[Any]:
+    """The records of some rows of the manifest, ordered by (label, id)."""
     records = np.empty(len(chosen), RECORD)
     for field in _FIELDS:
         records[field] = manifest.column(field).to_numpy()[chosen]
