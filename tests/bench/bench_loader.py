@@ -2,12 +2,13 @@
 
 Contenders take turns, round by round, with two workers (processes or threads) and the same steps: random crop,
 rotation, brightness and contrast, flip, normalising, to contiguous float32 N x 3 x 224 x 224. Rates are by wall clock
-on all cores, from the first batch to the last, so that nobody's start counts; CPU time is of a contender's process, its
-threads and its children, all of it. Ratios are ours over theirs.
+on all cores, CPU time is of a contender's process, its threads and its children; both are from the first batch to the
+last, so that nobody's start counts. Ratios are ours over theirs.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import shutil
@@ -33,6 +34,7 @@ from dataloading.loading.cache import Split, open_split
 from dataloading.loading.loader import Loader, build_view
 from dataloading.loading.plan import Plan, Request
 from tests.bench.peer_env import Peer, peer, peer_versions
+from tests.bench.processes import cpu_s
 from tests.bench.results import BenchSkippedError, Row, compare, measured, versions
 from tests.dataloading.loading.packed import find_real_oct_files, write_dataset
 
@@ -58,15 +60,16 @@ STORED = ("webdataset", "litdata", "streaming")
 
 @dataclass(frozen=True)
 class Epoch:
-    """One measured epoch of a contender: images a second from its first batch to its last, CPU time of all of it."""
+    """One measured epoch of a contender, from its first batch to its last: images a second, CPU time an image."""
 
     rate: float
     cpu_ms: float
 
     @classmethod
-    def of(cls, images: int, wall_s: float, cpu_s: float, first_s: float) -> Epoch:
-        """From seconds of the whole epoch and until its first batch was there."""
-        return cls((images - BATCH_SIZE) / (wall_s - first_s), 1000 * cpu_s / images)
+    def of(cls, images: int, wall_s: float, cpu_s: float, first_s: float, first_cpu_s: float) -> Epoch:
+        """From seconds of the whole epoch, and until its first batch was there."""
+        rest = images - BATCH_SIZE
+        return cls(rest / (wall_s - first_s), 1000 * (cpu_s - first_cpu_s) / rest)
 
 
 Contender = Callable[[], Epoch]
@@ -293,19 +296,21 @@ def _alternate(contenders: dict[str, Contender]) -> dict[str, list[Epoch]]:
 
 
 def _epoch(batches: Iterator[torch.Tensor], dtype: torch.dtype = torch.float32, channels: int = 3) -> Epoch:
-    start_cpu_s, start_s, first_s, images = _cpu_s(), time.perf_counter(), 0.0, 0
+    start_cpu_s, start_s, images, first = _cpu_s(), time.perf_counter(), 0, (0.0, 0.0)
     for batch in batches:
-        first_s = first_s or time.perf_counter() - start_s
         assert (batch.dtype, batch.shape[1:]) == (dtype, (channels, SIZE, SIZE))
         assert batch.is_contiguous()
         images += len(batch)
-    del batches  # a DataLoader's workers end, and count, with its iterator
-    return Epoch.of(images, time.perf_counter() - start_s, _cpu_s() - start_cpu_s, first_s)
+        if images == len(batch):
+            first = time.perf_counter() - start_s, _cpu_s() - start_cpu_s
+    return Epoch.of(images, time.perf_counter() - start_s, _cpu_s() - start_cpu_s, *first)
 
 
 def _cpu_s() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+    """CPU seconds of this process and of its DataLoader's workers, which count on when they have ended; of no peer."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    living = sum(cpu_s(child.pid) for child in multiprocessing.active_children() if child.pid)
+    return time.process_time() + living + ended.ru_utime + ended.ru_stime
 
 
 def _plan_row() -> Row:

@@ -170,10 +170,13 @@ def load_ray(source: str, cache: str | None) -> Batches:
     import ray
 
     if not ray.is_initialized():
+        os.environ["PYTHONPATH"] = str(Path(__file__).parent)
         ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
 
     def apply(row: dict[str, Any]) -> dict[str, Any]:
-        return {"image": TRANSFORM(Image.fromarray(row["image"])).numpy()}
+        import loading  # in Ray's processes too it comes before torchvision
+
+        return {"image": loading.TRANSFORM(loading.Image.fromarray(row["image"])).numpy()}
 
     dataset = ray.data.read_images(source, mode="RGB").map(apply)
     return (batch["image"] for batch in dataset.iter_torch_batches(batch_size=BATCH_SIZE))
@@ -238,14 +241,15 @@ def cpu_s() -> float:
 
 
 def run_epoch(peer: str, source: str, cache: str | None) -> dict[str, float]:
-    """One epoch, from building the loader to its end."""
-    start_cpu_s, start_s, first_s, images = cpu_s(), time.perf_counter(), 0.0, 0
+    """One epoch; seconds are from building the loader, and `first_*` of them until its first batch was there."""
+    start_cpu_s, start_s, images, first = cpu_s(), time.perf_counter(), 0, (0.0, 0.0)
     for batch in LOADERS[peer](source, cache):
         assert (batch.dtype, batch.shape[1:], batch.is_contiguous()) == (torch.float32, (3, SIZE, SIZE), True)
-        first_s = first_s or time.perf_counter() - start_s
         images += len(batch)
-    wall_s = time.perf_counter() - start_s
-    return {"images": images, "wall_s": wall_s, "cpu_s": cpu_s() - start_cpu_s, "first_s": first_s}
+        if images == len(batch):
+            first = time.perf_counter() - start_s, cpu_s() - start_cpu_s
+    wall_s, used_s = time.perf_counter() - start_s, cpu_s() - start_cpu_s
+    return {"images": images, "wall_s": wall_s, "cpu_s": used_s, "first_s": first[0], "first_cpu_s": first[1]}
 
 
 def answer(peer: str, folder: str, question: dict[str, Any]) -> dict[str, Any]:
