@@ -140,7 +140,8 @@ def _fit(features: NDArray[np.float32], labels: NDArray[np.int64], strength: flo
 
 def _features(folder: str, dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """What the head would see before training, and labels, in order of id."""
-    config = resolve_config("xray", [f"data.uri={folder}/packed", f"storage.uri={folder}/runs"])
+    # Without an average of the weights, which would be asked instead, with its own head.
+    config = resolve_config("xray", [f"data.uri={folder}/packed", f"storage.uri={folder}/runs", "train.ema_decay=0"])
     stored = resolve_weights(config.model.weights, config.model.backbone, open_store(config.storage.uri))
     assembly = Assembly(config, dataset, world=World(), device=torch.device("cpu"), micro_batch_size=32, weights=stored)
     model = assembly.learner.model
