@@ -148,6 +148,7 @@ def _draft(recipe: str, overrides: Sequence[str]) -> _Draft:
         )
     config = with_absolute_paths(narrow(tune))
     space = read_space(tune.space, [Layer(f"recipe {recipe}", to_dict(config))])
+    _check_metric(config, space)
     name = config.run.name or f"{Path(recipe).stem}-{Path(tune.space).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(open_store(config.storage.uri).child(name), driver=uuid.uuid4().hex, record=SEARCH)
     earlier = _check_name(folder, config.run.resume)
@@ -168,6 +169,16 @@ def _draft(recipe: str, overrides: Sequence[str]) -> _Draft:
     )
     _check_networks(draft)
     return draft
+
+
+def _check_metric(config: Config, space: Space) -> None:
+    """Losses of differently smoothed or weighted labels are no measure of who is better."""
+    changed = [key for key in space.specs if key.startswith("loss.")]
+    if config.train.metric == "loss" and changed:
+        raise InputError(
+            f"train.metric=loss, and {space.source} searches {', '.join(changed)}: losses of trials could not be "
+            "compared. Give another figure, e.g. train.metric=auroc_macro."
+        )
 
 
 def _check_name(folder: RunFolder, resume: str) -> dict[str, Any]:
