@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -134,7 +134,8 @@ def run_estimate(recipe: str, overrides: Sequence[str], say: Say = lambda text: 
     cost = network_cost(config, len(dataset.info.classes) if dataset else _CLASSES)
     micro = config.train.micro_batch_size or math.ceil(config.train.batch_size / config.scale.most)
     seen = _Seen(config, dataset, cost, say)
-    work = _work(config, dataset, cost, micro, config.scale.most)
+    counts = {name: sum(of) for name, of in count_classes(dataset, config.data.split).items()} if dataset else {}
+    work = _work(config, dataset, counts, cost, micro, config.scale.most)
     rates = seen.rates(work)
     epoch = estimate_epoch(work, rates)
     unit = config.hardware.price_per_hour or 1.0
@@ -148,7 +149,7 @@ def run_estimate(recipe: str, overrides: Sequence[str], say: Say = lambda text: 
         saved_bytes=4.0 * (cost.parameters + _MOMENTS[config.optim.name] * cost.trainable),
         cost=epoch.later / 3600 * work.workers * unit,
         run_seconds=epoch.first + (config.train.epochs - 1) * epoch.later,
-        others=tuple(_others(config, dataset, cost, seen)),
+        others=tuple(_others(config, dataset, counts, cost, seen)),
         measured=tuple(seen.measured(micro)),
         assumed=tuple(seen.assumed(micro)),
     )
@@ -165,9 +166,15 @@ def _check(config: EstimateConfig) -> None:
     check_model(model, config.model.backbone, config.loader.image_size, config.model.in_channels)
 
 
-def _work(config: EstimateConfig, dataset: Dataset | None, cost: NetworkCost, micro: int, workers: int) -> Work:
+def _work(
+    config: EstimateConfig,
+    dataset: Dataset | None,
+    counts: Mapping[str, int],
+    cost: NetworkCost,
+    micro: int,
+    workers: int,
+) -> Work:
     hardware = config.hardware
-    counts = {name: sum(of) for name, of in count_classes(dataset, config.data.split).items()} if dataset else {}
     there = sum(counts.values())
     whole = hardware.images or there
     if counts:
@@ -245,7 +252,8 @@ class _Seen:
         if not hardware.images_per_s:
             yield (
                 f"a worker trains {self._train_rate(micro):,.0f} images/s, from what {hardware.device} is stated to "
-                "compute and move (within a third); hardware.images_per_s takes what was seen"
+                "compute and move (ResNet-50 on an A100 or V100: within a third of what is published); "
+                "hardware.images_per_s takes what was seen"
             )
         if self._decodes_on_gpu() and not hardware.input_images_per_s:
             yield (
@@ -294,13 +302,15 @@ def _memory(config: EstimateConfig, cost: NetworkCost, work: Work) -> Memory:
     return Memory(weights=weights, activations=activations, whole=whole, disk=disk, fits=fits)
 
 
-def _others(config: EstimateConfig, dataset: Dataset | None, cost: NetworkCost, seen: _Seen) -> list[tuple[int, Epoch]]:
+def _others(
+    config: EstimateConfig, dataset: Dataset | None, counts: Mapping[str, int], cost: NetworkCost, seen: _Seen
+) -> list[tuple[int, Epoch]]:
     """The same step on other numbers of workers, as far as a step divides."""
     found = []
     for workers in _OTHERS:
         micro = config.train.micro_batch_size or math.ceil(config.train.batch_size / workers)
         if math.ceil(config.train.step_size / micro) < workers or workers > 8 * config.scale.most:
             continue
-        work = _work(config, dataset, cost, micro, workers)
+        work = _work(config, dataset, counts, cost, micro, workers)
         found.append((workers, estimate_epoch(work, seen.rates(work))))
     return found
