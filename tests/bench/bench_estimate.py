@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.processes import KEEPS_FREED_MEMORY
+from tests.bench.bench_scaling import CLASSES, MICRO_BATCH
 from tests.bench.results import BenchSkippedError, Row, compare, measured, versions
-from tests.bench.timed_rank import CLASSES, MICRO_BATCH, config
+from tests.bench.timed_rank import config
 from tests.hosts import Host, Network, why_no_hosts
 from xdist_train.estimation.estimate import HERE, run_estimate
 from xdist_train.estimation.model import Rates, Work, estimate_epoch

@@ -30,7 +30,7 @@ from xdist_train.models.backbones import build_model
 from xdist_train.models.losses import LossFunction, build_class_weights
 from xdist_train.training.learner import InputView, Learner
 
-__all__ = ["rows"]
+__all__ = ["CLASSES", "MICRO_BATCH", "SIZE_PX", "build_learner", "rows"]
 
 COMMAND = "python -m tests.bench scaling"
 PAIRS = 14
@@ -75,9 +75,9 @@ def _rank(rank: int, folder: str, pairs: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     train, world = TrainConfig(batch_size=2 * MICRO_BATCH), World(rank, 2)
     learners = {
-        _ALONE: _learner(train, World()),
-        _TOGETHER: _learner(train, world),
-        _ROUNDED: _learner(replace(train, gradient_traffic="bf16"), world),
+        _ALONE: build_learner(train, World()),
+        _TOGETHER: build_learner(train, world),
+        _ROUNDED: build_learner(replace(train, gradient_traffic="bf16"), world),
     }
     names, found = list(learners), Seconds()
     for turn in range(pairs + 1):
@@ -89,7 +89,8 @@ def _rank(rank: int, folder: str, pairs: int) -> None:
     dist.destroy_process_group()
 
 
-def _learner(train: TrainConfig, world: World) -> Learner:
+def build_learner(train: TrainConfig, world: World) -> Learner:
+    """What a rank trains."""
     torch.manual_seed(0)
     counts, section = (100,) * CLASSES, LossConfig()
     return Learner(

@@ -17,14 +17,11 @@ import torch.distributed as dist
 
 from cluster.world import World
 from dataloading.loading.batch import Batch
-from xdist_train.config import LossConfig, OptimConfig, TrainConfig, resolve_config
-from xdist_train.models.backbones import build_model
-from xdist_train.models.losses import LossFunction, build_class_weights
-from xdist_train.training.learner import InputView, Learner
+from tests.bench.bench_scaling import CLASSES, MICRO_BATCH, SIZE_PX, build_learner
+from xdist_train.config import TrainConfig, resolve_config
 
-__all__ = ["CLASSES", "MICRO_BATCH", "config"]
+__all__ = ["config"]
 
-CLASSES, MICRO_BATCH, SIZE_PX = 4, 16, 224
 WARM_UP, STEPS = 2, 8
 
 
@@ -39,16 +36,7 @@ def main(rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    section = LossConfig()
-    learner = Learner(
-        build_model(config(size).model, CLASSES),
-        LossFunction(section, build_class_weights(section, (100,) * CLASSES)),
-        OptimConfig(),
-        TrainConfig(batch_size=size * MICRO_BATCH),
-        view=InputView((0.25,), (0.2,), SIZE_PX, channels=1),
-        device=torch.device("cpu"),
-        world=World(rank, size),
-    )
+    learner = build_learner(TrainConfig(batch_size=size * MICRO_BATCH), World(rank, size))
     images = torch.zeros((MICRO_BATCH, 1, SIZE_PX, SIZE_PX), dtype=torch.uint8).random_(0, 256)
     rows = torch.arange(MICRO_BATCH)
     batches = itertools.repeat(Batch(images, rows % CLASSES, rows, 0, 0, rank))
