@@ -52,7 +52,8 @@ class Pixels:
 
     def __init__(self, index: npt.NDArray[Any], data: Path, channels: int) -> None:
         self._index = index
-        self.data = np.memmap(data, np.uint8, mode="r")
+        self.path = data
+        self.data: Encoded = np.asarray(np.memmap(data, np.uint8, mode="r"))  # slices of a memmap cost more
         """All pictures: uint8 [bytes]."""
         self._channels = channels
 

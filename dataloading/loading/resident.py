@@ -40,7 +40,7 @@ class ResidentExecutor:
 
     def __init__(self, spec: ExecutorSpec, pixels: Pixels) -> None:
         self._spec = spec
-        self._data = _resident(pixels.data, spec.device)
+        self._data = _resident(pixels, spec.device)
         steps = torch.arange(spec.image_size, dtype=torch.float32, device=spec.device)
         self._columns, self._rows = steps.view(1, 1, -1), steps.view(1, -1, 1)
 
@@ -108,11 +108,11 @@ _RESIDENTS: WeakValueDictionary[tuple[str, torch.device], Tensor] = WeakValueDic
 """By file and device: the loaders of a run's splits share one."""
 
 
-def _resident(data: Any, device: torch.device) -> Tensor:
-    key = (str(data.filename), device)
+def _resident(pixels: Pixels, device: torch.device) -> Tensor:
+    key = (str(pixels.path), device)
     found = _RESIDENTS.get(key)
     if found is None:
-        found = _RESIDENTS[key] = _copy(data, device)
+        found = _RESIDENTS[key] = _copy(pixels.data, device)
     return found
 
 
