@@ -16,6 +16,7 @@ import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -72,15 +73,23 @@ class Plan:
 
     def draw(self, epoch: int, start: int, stop: int) -> tuple[Indices, Indices]:
         """Rows as `ids` gives them, and the class of each: two int64 [stop - start]."""
-        assert 0 <= start <= stop <= self.num_draws, f"positions {start}..{stop} outside 0..{self.num_draws}"
-        positions = np.arange(start, stop, dtype=np.uint64)
-        slots = _permute(positions, np.uint64(self.num_draws), _keys(self.seed, epoch, _ORDER)[:, None])
-        classes = np.searchsorted(self._slot_ends, slots.astype(np.int64), side="right")
-        return self._first_row[classes] + self._items(epoch, classes, slots.astype(np.int64)), classes
+        slots = self._slots(epoch, start, stop)
+        classes = self._classes(slots)
+        return self._first_row[classes] + self._items(epoch, classes, slots), classes
 
     def classes(self, epoch: int, start: int, stop: int) -> Indices:
         """Class of each draw at positions start..stop: int64 [stop - start]."""
-        return self.draw(epoch, start, stop)[1]
+        return self._classes(self._slots(epoch, start, stop))
+
+    def _slots(self, epoch: int, start: int, stop: int) -> Indices:
+        assert 0 <= start <= stop <= self.num_draws, f"positions {start}..{stop} outside 0..{self.num_draws}"
+        positions = np.arange(start, stop, dtype=np.uint64)
+        slots = _permute(positions, np.uint64(self.num_draws), _keys(self.seed, epoch, _ORDER)[:, None])
+        return slots.astype(np.int64)
+
+    def _classes(self, slots: Indices) -> Indices:
+        classes: Indices = np.searchsorted(self._slot_ends, slots, side="right")
+        return classes
 
     def _items(self, epoch: int, classes: Indices, slots: Indices) -> Indices:
         """Item within its class for each slot: passes over a class are permuted each by their own key."""
@@ -91,6 +100,7 @@ class Plan:
         return _permute(items.astype(np.uint64), counts.astype(np.uint64), keys).astype(np.int64)
 
 
+@lru_cache(maxsize=16)
 def _keys(seed: int, epoch: int, purpose: int) -> Words:
     """Round keys: uint64 [rounds], from Philox of (seed, epoch, purpose)."""
     sequence = np.random.SeedSequence([seed, epoch, purpose])

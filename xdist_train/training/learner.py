@@ -169,7 +169,7 @@ class Learner:
 
     def _part(self, batch: Batch) -> Tensor:
         """sum(w_i * l_i) of a micro batch."""
-        torch.manual_seed(_micro_batch_seed(self.train.seed, batch))
+        self._seed(_micro_batch_seed(self.train.seed, batch))
         batch = batch.to(self.device, non_blocking=True)
         mix = draw_mix(self.train.mixup, len(batch), self.device) if self.train.mixup else None
         logits = self._forward(self.replica, batch.images, mix)
@@ -177,6 +177,12 @@ class Learner:
         if mix:
             losses = mix.losses(losses, self.loss.per_sample(logits, batch.labels[mix.partners]))
         return losses.sum()
+
+    def _seed(self, seed: int) -> None:
+        """Of this device's generator and the CPU's; `torch.manual_seed` asks every kind of device there is."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _forward(self, module: nn.Module, images: Tensor, mix: Mix | None = None) -> Tensor:
         view = self.view

@@ -38,6 +38,7 @@ class RunningFigures:
                 self._momentum[module] = module.momentum
                 module.momentum = 1.0
         self._moving: list[_NormBase] = []
+        self._buffers: list[Tensor] = []
         self._kept = self._before = self._sum = torch.empty(0)
 
     def begin(self) -> None:
@@ -45,16 +46,17 @@ class RunningFigures:
         moving = [module for module in self._momentum if module.training]
         if moving != self._moving:
             self._moving = moving
+            self._buffers = [buffer for module in moving for buffer in _buffers(module)]
             kept = [torch.full_like(each, 1 - self._momentum[module]) for module in moving for each in _buffers(module)]
             self._kept = torch.cat(kept) if kept else torch.empty(0)
         if moving:
-            self._before = self._flat()
+            self._before = torch.cat(self._buffers)
             self._sum = torch.zeros_like(self._before)
 
     def add(self) -> None:
         """A micro batch went through the model."""
         if self._moving:
-            self._sum += self._flat()
+            self._sum += torch.cat(self._buffers)
 
     def end(self, count: int) -> None:
         """This rank's `count` micro batches of the step are done; collective."""
@@ -63,14 +65,10 @@ class RunningFigures:
         sums = sum_over_ranks(torch.cat([self._sum, self._sum.new_tensor([count])]), self._world)
         total, mean = sums[-1], sums[:-1] / sums[-1]
         figures = torch.lerp(mean, self._before, self._kept**total)
-        buffers = [buffer for module in self._moving for buffer in _buffers(module)]
-        for buffer, part in zip(buffers, figures.split([buffer.numel() for buffer in buffers]), strict=True):
-            buffer.copy_(part)
+        parts = figures.split([buffer.numel() for buffer in self._buffers])
+        torch._foreach_copy_(self._buffers, parts)
         for module in self._moving:
             cast(Tensor, module.num_batches_tracked).add_((total - count).long())
-
-    def _flat(self) -> Tensor:
-        return torch.cat([buffer for module in self._moving for buffer in _buffers(module)])
 
 
 def _buffers(module: _NormBase) -> tuple[Tensor, Tensor]:
