@@ -175,8 +175,10 @@ class Split:
         self._lease = lease  # nobody evicts what is open
         self._index = np.asarray(np.load(index_path, mmap_mode="r"))
         self._shards = [_MappedShard(path) for path in shard_paths]
-        ends = np.searchsorted(self._index["label"], np.arange(len(dataset.info.classes)), side="right")
-        self.class_counts: tuple[int, ...] = tuple(int(count) for count in np.diff(ends, prepend=0))
+        labels = self._index["label"]
+        # By halves: `np.searchsorted` would first copy the labels out of all records.
+        ends = [bisect_right(labels, label) for label in range(len(dataset.info.classes))]
+        self.class_counts: tuple[int, ...] = tuple(np.diff(ends, prepend=0).tolist())
 
     def __reduce__(self) -> tuple[Any, ...]:
         again = partial(open_split, pixel_side=self._pixel_side)

@@ -1,7 +1,8 @@
 """Class activation maps of ResNet-18 at 224 px: images a second of the CAM workers, and what classic maps cost.
 
 Real OCT files. The usual loop takes one image at a time: PIL, one forward with hooks, one backward through the whole
-network, the map resized to the picture; on one thread and on all, the faster one counts. CAM workers are Ray actors
+network, the map resized to the picture; on one thread and on all, the faster one counts. The package grad-cam takes
+batches of 16, on all threads (`peers/cams.py`). CAM workers are Ray actors
 that have started, one a core, from packed bytes to parquet parts, with the shortcut figures, without drawing. The
 faithfulness figure is a row of its own: it asks the model three times more, on at most `cam.faithfulness` images of a
 split. Contenders take turns.
@@ -34,6 +35,7 @@ from dataloading.loading.batch import normalise
 from dataloading.loading.cache import cache_root, open_split
 from dataloading.loading.loader import Loader
 from dataloading.loading.plan import evaluation_requests
+from tests.bench.peer_env import peer, peer_versions
 from tests.bench.results import BenchSkippedError, Row, compare, measured, versions
 from tests.dataloading.loading.packed import find_real_oct_files, write_dataset
 from xdist_train.config import CamConfig, Config, ModelConfig
@@ -69,26 +71,30 @@ def rows() -> Iterable[Row]:
 def _throughput_rows(files: list[Path], run_uri: str) -> Iterator[Row]:
     cores = os.cpu_count() or 1
     model, _ = load_model(run_uri)
-    with connect() as ray:
+    with connect() as ray, peer("cams", *map(str, files)) as package:
         rates = _alternate(
             {
                 "one thread": lambda: _usual_loop(model, files, 1),
                 "all threads": lambda: _usual_loop(model, files, cores),
+                "package": lambda: package.ask(threads=cores)["images"],
                 "gradcam": _actors(ray, _order(run_uri, method="gradcam", faithfulness=0), cores),
                 "classic": _actors(ray, _order(run_uri, method="classic", faithfulness=0), cores),
                 "faithful": _actors(ray, _order(run_uri, method="classic", faithfulness=10**6), cores),
             },
             _images_per_s,
         )
-    details = {"unit": "images/s", "versions": versions("torch", "ray", "opencv-python-headless"), "command": COMMAND}
+    used = versions("torch", "ray", "opencv-python-headless") + "; peers: " + peer_versions("torch", "grad-cam")
+    details = {"unit": "images/s", "versions": used, "command": COMMAND}
     about = f"{cores} CAM workers, {len(files) * REPEATS} real OCT images"
     best = max(("one thread", "all threads"), key=lambda name: statistics.median(rates[name]))
     loop, against = rates[best], f"the usual loop, {best}"
     yield compare(f"Grad-CAM, {about}", rates["gradcam"], against, loop, goal="ratio >= 5", **details)
     yield compare(f"classic CAM, {about}", rates["classic"], against, loop, goal="ratio >= 5", **details)
+    yield compare(f"Grad-CAM, {about}", rates["gradcam"], "the package grad-cam", rates["package"], **details)
     yield compare(f"classic CAM, faithfulness of every image, {about}", rates["faithful"], against, loop, **details)
     for name in ("one thread", "all threads"):
         yield measured(f"Grad-CAM, the usual loop, {name}", rates[name], **details)
+    yield measured("Grad-CAM, the package grad-cam, all threads", rates["package"], **details)
 
 
 def _cost_rows(files: list[Path], run_uri: str) -> Iterator[Row]:

@@ -39,6 +39,7 @@ __all__ = ["rows"]
 COMMAND = "python -m tests.bench step"
 PAIRS = 12
 WORLDS = (1, 2)
+_ALONE = {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled"}
 _SETTINGS = (
     "model.backbone=resnet18",
     "optim.name=adamw",
@@ -72,6 +73,17 @@ def rows() -> Iterable[Row]:
         yield compare(f"a step: {about}", wall[0], theirs, wall[1], unit="ms", **details)
         what = f"Ray's own processes, monitor and driver, while {size} worker(s) train"
         yield measured(what, beside, unit="CPU s a second", **details)
+    shares = [_data_wait_share(files, size) for size in WORLDS]
+    what = f"share of an undisturbed epoch that rank 0 waits for data, {WORLDS} workers"
+    yield measured(what, shares, unit="of the time", goal="< 0.02", **details)
+
+
+def _data_wait_share(files: list[Path], size: int) -> float:
+    """Of a run that takes no turns."""
+    with tempfile.TemporaryDirectory() as name, mock.patch.dict(os.environ, _ALONE):
+        config = resolve_config("demo", _settings(Path(name), files, size))
+        seconds = launch(config, command=COMMAND, console=Console(quiet=True)).seconds
+    return seconds["data_wait"] / seconds["train"]
 
 
 def _pairs(files: list[Path], size: int) -> tuple[list[list[Turn]], list[list[Turn]], list[float]]:
@@ -139,9 +151,8 @@ def _plain_script(folder: Path, files: list[Path], size: int) -> Iterator[subpro
 def _our_run(folder: Path, files: list[Path], size: int) -> Iterator[Future[LaunchResult]]:
     """`xdist-train train` in a thread, on a Ray cluster of its own."""
     config = resolve_config("demo", _settings(folder, files, size))
-    environment = {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled"}
     with (
-        mock.patch.dict(os.environ, environment),
+        mock.patch.dict(os.environ, _ALONE),
         mock.patch.object(worker, "run_worker", run_turned_worker),
         ThreadPoolExecutor(1, "launch") as pool,
     ):
