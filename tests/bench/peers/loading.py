@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -86,6 +87,7 @@ def make_litdata(folder: str, out: str) -> None:
     import litdata
 
     litdata.optimize(fn=read_item, inputs=list_tree(folder), output_dir=out, chunk_bytes="64MB", num_workers=1)
+    multiprocessing.set_start_method("fork", force=True)  # as it was: it leaves `spawn` behind
 
 
 def make_streaming(folder: str, out: str) -> None:
@@ -143,7 +145,12 @@ def load_litdata(source: str, cache: str | None) -> Batches:
     """StreamingDataset and StreamingDataLoader, local or from S3."""
     import litdata
 
-    options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]} if source.startswith("s3://") else {}
+    options = {}
+    if source.startswith("s3://"):
+        from litdata.streaming import downloader
+
+        options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = "true"  # which it has no option for
     dataset = litdata.StreamingDataset(
         source, cache_dir=cache, shuffle=True, storage_options=options, transform=load_item
     )
