@@ -4,7 +4,8 @@ One rank without Ray (`lone_worker.py`), looked at from outside every 0.1 s whil
 epoch's start and from its middle. The sets of the memory rows are of real OCT pictures, reduced to about 15 KB, each
 shard with bytes of its own on the disk; those of the time rows have tiny pictures, and shards of one file under many
 names, with a manifest of full size. `unique` is USS, pages of mapped shards included while nobody else has them; `own`
-leaves out what is just a page of a file. The first worker on a node makes the indexes, later ones find them.
+leaves out what is just a page of a file. The first worker on a node makes the indexes, later ones find them. Up to a
+hundred million images there are indexes alone (`lone_index.py`): all that a later worker reads of a set's size.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ ROUNDS = 3
 STEPS, FEW_STEPS = 80, 2
 SMALL, LARGE = 1_000, 84_000
 SIZES = (SMALL, LARGE, 1_000_000)
+INDEX_SIZES = (LARGE, 1_000_000, 100_000_000)
 GOAL_MB = 300
 _LOOK_S = 0.1
 _WIDTH_PX = 384
@@ -52,7 +54,9 @@ def rows() -> Iterable[Row]:
     if not files:
         raise BenchSkippedError("no real OCT images; set XDIST_REAL_DATA")
     yield from _memory_rows([_reduced(path) for path in files])
-    yield from _time_rows([encode_jpeg(speckled_picture(number, 24, 24)) for number in range(8)])
+    tiny = [encode_jpeg(speckled_picture(number, 24, 24)) for number in range(8)]
+    yield from _time_rows(tiny)
+    yield from _index_rows(tiny)
 
 
 def _reduced(path: Path) -> bytes:
@@ -86,6 +90,22 @@ def _time_rows(pictures: list[bytes]) -> Iterator[Row]:
             for size in SIZES:
                 values = [1000 * one.seconds[part] for one in found[size, when]]
                 yield measured(f"a {when} worker of {size:,} images: {part}", values, **details)
+
+
+def _index_rows(pictures: list[bytes]) -> Iterator[Row]:
+    found: dict[tuple[str, int], list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_large_set(folder / "set", pictures, SMALL)
+        for size in INDEX_SIZES * (ROUNDS + 1):
+            command = [sys.executable, "-m", "tests.bench.lone_index", str(folder / "set"), str(folder), str(size)]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            for part, value in json.loads(said).items():
+                found.setdefault((part, size), []).append(value)
+    for (part, size), values in sorted(found.items()):
+        unit = "MB" if part.startswith("memory") else "ms"
+        details = {"unit": unit, "versions": versions("torch", "numpy"), "command": COMMAND}
+        yield measured(f"an index of {size:,} images: {part}", values[1:], **details)
 
 
 def _measure(
