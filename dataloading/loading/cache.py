@@ -1,33 +1,37 @@
 """A packed dataset as a node sees it: verified shards, mapped into memory, and an index of each split.
 
     <cache>/<fingerprint>/          from `node_cache.py`; shards from `shards.py`
-      index-2-<split>-<name>-<of>.npy    one record an image, ordered by (label, id); `of` is of dataset.json
+      index-3-<split>-<name>-<of>.npy    one record an image, ordered by (label, id); `of` is of dataset.json
       pixels-...                         from `pixels.py`, where pictures are to be decoded once
 
-A worker keeps no list of images: records and pictures are pages of mapped files that all workers of a node
-share. Local datasets are mapped where they lie.
+A worker keeps no list of images. Records are pages of a mapped file that all workers of a node share; pictures are
+read from the shards by those who decode them, through the kernel's page cache, which workers share as well: mapped,
+they would end up in the address space of each, and a bad disk would end the process instead of a sentence. Local
+datasets are read where they lie.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
+from io import FileIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.config import digest
-from cluster.errors import InputError
-from dataloading.dataset import MANIFEST_KEY, SPLITS, Dataset
+from cluster.errors import InputError, StoreError
+from dataloading.dataset import MANIFEST_KEY, SPLITS, Dataset, shard_key
 from dataloading.loading.executor import Encoded
 from dataloading.loading.node_cache import PIXELS, SHARDS, Lease, cache_root, check_room, locked, take_folder
 from dataloading.loading.pixels import Pixels, bring_pixels, missing_pixel_bytes
@@ -37,24 +41,26 @@ from dataloading.loading.shards import (
     bring_shards,
     column_bytes,
     missing_bytes,
+    picture_places,
     read_batches,
     replace_file,
 )
 from dataloading.picture_size import PIXEL_LIMIT
 from dataloading.splits import SPLIT_COLUMNS, split_of
 
-__all__ = ["RECORD", "Split", "cache_root", "count_classes", "count_images", "open_split", "require_room"]
+__all__ = ["RECORD", "Pictures", "Split", "cache_root", "count_classes", "count_images", "open_split", "require_room"]
 
 Indices = npt.NDArray[np.int64]
 Parts = npt.NDArray[np.int8]
 
-RECORD = np.dtype(
-    [("id", "<i8"), ("label", "<i2"), ("shard", "<i4"), ("row", "<i4"), ("width", "<i4"), ("height", "<i4")]
-)
-"""One image in the index of a split; `row` is within the shard, sizes are pixels after EXIF orientation."""
+_FIELDS = {"id": "<i8", "label": "<i2", "shard": "<i4", "row": "<i4", "width": "<i4", "height": "<i4"}
+RECORD = np.dtype([*_FIELDS.items(), ("offset", "<i8"), ("size", "<i4")])
+"""One image in the index of a split: `row` is within the shard, width and height are pixels after EXIF orientation, its
+encoded bytes are the `size` from `offset` on of the shard's file."""
 
-_FIELDS = RECORD.names or ()
-_INDEX_VERSION = 2
+_INDEX_VERSION = 3
+_OPEN_FILES = 256
+"""Of a split at a time; a process may open fewer than a set has shards."""
 
 
 def open_split(
@@ -89,7 +95,7 @@ def open_split(
         paths = bring_shards(dataset, folder, limit_bytes=limit_bytes, progress=progress)
         index_path = _index_path(folder, dataset, scheme, name)
         if not index_path.exists():
-            _write_indexes(folder, dataset, scheme, name)
+            _write_indexes(folder, dataset, scheme, name, paths)
         pixels = None
         if pixel_side:
             pixels = bring_pixels(
@@ -174,7 +180,8 @@ class Split:
         self._cache_dir = cache_dir
         self._lease = lease  # nobody evicts what is open
         self._index = np.asarray(np.load(index_path, mmap_mode="r"))
-        self._shards = [_MappedShard(path) for path in shard_paths]
+        self._masks = [_Masks(path) for path in shard_paths]
+        self._open = lru_cache(_OPEN_FILES)(lambda number: shard_paths[number].open("rb", buffering=0))
         labels = self._index["label"]
         # By halves: `np.searchsorted` would first copy the labels out of all records.
         ends = [bisect_right(labels, label) for label in range(len(dataset.info.classes))]
@@ -212,42 +219,74 @@ class Split:
         """Pixels after EXIF orientation: int64 [n]."""
         return self.records(rows)["height"].astype(np.int64)
 
-    def images(self, records: npt.NDArray[Any]) -> list[Encoded]:
-        """The encoded bytes behind some records, as views of the shards' memory; nothing is read yet."""
-        pairs = zip(records["shard"].tolist(), records["row"].tolist(), strict=True)
-        return [self._shards[shard].image(row) for shard, row in pairs]
+    def images(self, records: npt.NDArray[Any]) -> Pictures:
+        """The encoded bytes behind some records; each is read when it is asked for."""
+        return Pictures(self._open, records)
 
     def masks(self, records: npt.NDArray[Any]) -> list[Encoded | None]:
         """The lesion masks behind some records, as `images`; None where there is none."""
         pairs = zip(records["shard"].tolist(), records["row"].tolist(), strict=True)
-        return [self._shards[shard].mask(row) for shard, row in pairs]
+        return [self._masks[shard].of(row) for shard, row in pairs]
 
     def image(self, row: int) -> Encoded:
-        """The encoded bytes of one row of the split: uint8 [bytes], a view that cannot be written to."""
+        """The encoded bytes of one row of the split: uint8 [bytes], not to be written to."""
         return self.images(self._index[row : row + 1])[0]
 
 
-class _MappedShard:
-    """Columns of encoded bytes of one shard, mapped at first use."""
+class Pictures(Sequence[Encoded]):
+    """Encoded pictures, uint8 [bytes] each, read anew whenever one is asked for; a part of them is read by whoever
+    works on that part.
+
+    Raises:
+        StoreError: when asked for, a file cannot be read or has become shorter; opened anew, a split finds out.
+    """
+
+    def __init__(self, open_shard: Callable[[int], FileIO], records: npt.NDArray[Any]) -> None:
+        self._open = open_shard
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, place: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, place: slice) -> Pictures: ...
+    def __getitem__(self, place: int | slice) -> Encoded | Pictures:
+        if isinstance(place, slice):
+            return Pictures(self._open, self._records[place])
+        record = self._records[place]
+        return self._read(int(record["shard"]), int(record["offset"]), int(record["size"]))
+
+    def __iter__(self) -> Iterator[Encoded]:
+        columns = (self._records[name].tolist() for name in ("shard", "offset", "size"))
+        for shard, offset, size in zip(*columns, strict=True):
+            yield self._read(shard, offset, size)
+
+    def _read(self, shard: int, offset: int, size: int) -> Encoded:
+        try:
+            file = self._open(shard)
+            data = os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            raise StoreError(f"{shard_key(shard)} of the data set cannot be read any more: {error}.") from None
+        if len(data) != size:
+            raise StoreError(f"{file.name} has become shorter since it was verified.")
+        return np.frombuffer(data, np.uint8)
+
+
+class _Masks:
+    """The lesion masks of one shard, mapped at first use."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def image(self, row: int) -> Encoded:
+    def of(self, row: int) -> Encoded | None:
         """Bytes of one row by the offsets buffer; a scalar of pyarrow would cost fifty times as much."""
-        return self._images.bytes(row)
-
-    def mask(self, row: int) -> Encoded | None:
-        """Bytes of one row's mask; None without one."""
-        found = self._masks.bytes(row)
+        found = self._column.bytes(row)
         return found if len(found) else None
 
     @cached_property
-    def _images(self) -> _Column:
-        return _Column.of(self._path, "image")
-
-    @cached_property
-    def _masks(self) -> _Column:
+    def _column(self) -> _Column:
         return _Column.of(self._path, "mask")
 
 
@@ -275,7 +314,7 @@ def _index_path(folder: Path, dataset: Dataset, scheme: str, name: str) -> Path:
     return folder / f"index-{_INDEX_VERSION}-{_slug(scheme)}-{name}-{_info_digest(dataset)}.npy"
 
 
-def _write_indexes(folder: Path, dataset: Dataset, scheme: str, wanted: str) -> None:
+def _write_indexes(folder: Path, dataset: Dataset, scheme: str, wanted: str, shards: Sequence[Path]) -> None:
     """Those of all splits: a run opens three, and what takes long is reading the manifest and dealing the patients."""
     manifest = _read_manifest(dataset)
     parts = _parts(dataset, manifest, scheme)
@@ -284,15 +323,23 @@ def _write_indexes(folder: Path, dataset: Dataset, scheme: str, wanted: str) -> 
         chosen = np.flatnonzero(parts == number)
         path = _index_path(folder, dataset, scheme, name)
         if len(chosen) and not path.exists():
-            _write_index(path, _build_index(dataset, manifest, chosen))
+            _write_index(path, _build_index(dataset, manifest, chosen, shards))
 
 
-def _build_index(dataset: Dataset, manifest: pa.Table, chosen: Indices) -> npt.NDArray[Any]:
+def _build_index(dataset: Dataset, manifest: pa.Table, chosen: Indices, shards: Sequence[Path]) -> npt.NDArray[Any]:
     """The records of some rows of the manifest, ordered by (label, id)."""
     records = np.empty(len(chosen), RECORD)
     for field in _FIELDS:
         records[field] = manifest.column(field).to_numpy()[chosen]
     _check_records(dataset, records)
+    order = np.argsort(records["shard"], kind="stable")
+    bounds = np.searchsorted(records["shard"], np.arange(len(shards) + 1), sorter=order)
+    for number, path in enumerate(shards):
+        mine = order[bounds[number] : bounds[number + 1]]
+        if len(mine):
+            offsets, sizes = picture_places(path)
+            rows = records["row"][mine]
+            records["offset"][mine], records["size"][mine] = offsets[rows], sizes[rows]
     return records[np.lexsort((records["id"], records["label"]))]
 
 

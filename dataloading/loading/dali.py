@@ -50,11 +50,12 @@ class DaliExecutor:
 
     def submit(self, pictures: Sequence[Encoded | Decoded], augmentation: Augmentation) -> DaliPending:
         """Start a batch of the graph."""
+        pictures = list(pictures)  # read once
         run = self._run
         if run is None or run.is_broken or len(pictures) > run.max_batch_size:
             run = self._run = _GraphRun(self._spec, len(pictures))
         run.schedule(pictures, augmentation)
-        pending = DaliPending(run, list(pictures))
+        pending = DaliPending(run, pictures)
         run.in_flight.append(pending)
         return pending
 

@@ -103,6 +103,7 @@ class OpenCVPending:
 
 def _execute(encoded: Sequence[Encoded], augmentation: Augmentation, pixels: Encoded, first: int) -> None:
     """Fill `pixels`, uint8 [n, S, S, C]; `first` is the chunk's position in its batch."""
+    encoded = list(encoded)  # read here, by one thread of many
     reductions = [int(r) if is_jpeg(data) else 1 for data, r in zip(encoded, augmentation.reductions, strict=True)]
     matrices, tones = index_matrices(augmentation.matrices, np.array(reductions)), _tones(augmentation)
     for number, data in enumerate(encoded):

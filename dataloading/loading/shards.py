@@ -43,6 +43,7 @@ __all__ = [
     "bring_shards",
     "column_bytes",
     "missing_bytes",
+    "picture_places",
     "read_batches",
     "replace_file",
     "temporary_in",
@@ -228,6 +229,27 @@ def read_batches(path: Path) -> list[pa.RecordBatch]:
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
         return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+
+
+def picture_places(path: Path) -> tuple[Offsets, Offsets]:
+    """Where the pictures of a shard lie in its file: first byte, and number of bytes, of each row.
+
+    Raises:
+        InputError: they do not lie there as they are: it is compressed.
+    """
+    with pa.memory_map(str(path)) as source:
+        whole = source.read_buffer()
+        reader = pa.ipc.open_file(source)
+        columns = [reader.get_batch(number).column("image") for number in range(reader.num_record_batches)]
+    starts, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for column in columns:
+        bounds, values = column_bytes(column)
+        first = values.ctypes.data - whole.address if len(values) else 0
+        if not 0 <= first <= whole.size - len(values):
+            raise InputError(f"{path} is compressed, and `pack` compresses no shards. {REPACK}")
+        starts.append(bounds[:-1] + first)
+        sizes.append(np.diff(bounds))
+    return np.concatenate(starts), np.concatenate(sizes)
 
 
 def column_bytes(column: pa.LargeBinaryArray) -> tuple[Offsets, Encoded]:

@@ -264,12 +264,14 @@ def _reduced_share(split: Split) -> float:
 
 def _decode_only(split: Split) -> Epoch:
     """The limit: nothing but libjpeg-turbo, at the scale that the loader chooses."""
-    records, reductions = _reductions(split)
+    records, found = _reductions(split)
+    reductions = found.tolist()
+    pictures = list(split.images(records))
     chunks = np.array_split(np.arange(split.num_images), split.num_images // (BATCH_SIZE // 4))
 
     def decode(rows: Any) -> None:
-        for data, reduction in zip(split.images(records[rows]), reductions[rows].tolist(), strict=True):
-            opencv.decode(data, 1, reduction, 0)
+        for row in rows.tolist():
+            opencv.decode(pictures[row], 1, reductions[row], 0)
 
     opencv.cv2.setNumThreads(1)
     start_cpu_s, start_s = _cpu_s(), time.perf_counter()

@@ -51,7 +51,7 @@ def main(uri: str, cache: Path, rows: int) -> dict[str, float]:
         _write_index(path, model, rows)
     before = private_bytes(os.getpid())["own"]
     started = time.perf_counter()
-    shards = [shard._path for shard in model._shards]
+    shards = [Path(model._open(number).name) for number in range(len(dataset.info.shards))]
     split = Split(dataset, "given", "train", cache, path, shards, model._lease)
     found = {"open the index": 1000 * (time.perf_counter() - started)}
     plan = Plan(split.class_counts, 0.5, seed=0)

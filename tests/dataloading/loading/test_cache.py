@@ -12,11 +12,12 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cluster.errors import InputError, StoreError
 from dataloading.dataset import MANIFEST_KEY, Dataset, open_dataset, shard_key
-from dataloading.loading import shards
+from dataloading.loading import cache, shards
 from dataloading.loading.cache import Split, cache_root, open_split
 from dataloading.loading.node_cache import locked
 from tests.dataloading.loading.packed import stand_in
@@ -60,12 +61,49 @@ def test_images_are_the_packed_bytes_without_a_copy(build_dataset, tmp_path):
     assert not split.image(3).flags.owndata
 
 
-def test_files_of_mapped_shards_are_closed(gray_dataset, tmp_path):
-    """However many shards are read, no file stays open: a process may open fewer than a set has."""
+def test_few_files_are_open_at_a_time(gray_dataset, tmp_path, monkeypatch):
+    """However many shards are read: a process may open fewer than a set has."""
+    monkeypatch.setattr(cache, "_OPEN_FILES", 2)
     split = open_train(gray_dataset, tmp_path / "cache")
     before = len(os.listdir("/proc/self/fd"))
     assert all(len(split.image(row)) for row in range(len(split)))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    del split
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_pictures_leave_no_pages_behind(gray_dataset, tmp_path):
+    """No part of a shard stays in the address space of who read all of it."""
+    split = open_train(gray_dataset, tmp_path / "cache")
+    assert all(len(data) for data in split.images(split.records(np.arange(len(split)))))
+    assert ".arrow" not in Path("/proc/self/maps").read_text()
+
+
+def test_a_shard_that_becomes_shorter_or_goes_is_a_sentence(gray_dataset, tmp_path):
+    """Not a signal, as with a mapped file; whoever opens the split anew judges the file."""
+    split = open_train(gray_dataset, tmp_path / "cache")
+    path = gray_dataset.store.path(shard_key(0))
+    os.truncate(path, 600)
+    with pytest.raises(StoreError, match=r"00000\.arrow has become shorter"):
+        split.image(0)
+    path.unlink()
+    split._open.cache_clear()
+    with pytest.raises(StoreError, match=r"00000\.arrow of the data set cannot be read any more: .*No such file"):
+        split.image(0)
+
+
+def test_compressed_shards_are_refused(gray_dataset, tmp_path):
+    """Pictures would not lie in the file as they are: said when the index is made, before anybody reads."""
+    path = gray_dataset.store.path(shard_key(0))
+    with pa.ipc.open_file(path) as reader:
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        schema = reader.schema
+    with pa.ipc.new_file(path.with_suffix(".new"), schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as file:
+        for batch in batches:
+            file.write_batch(batch)
+    path.with_suffix(".new").replace(path)
+    with pytest.raises(InputError, match=r"00000\.arrow is compressed, and `pack` compresses no shards"):
+        shards.picture_places(path)
 
 
 def test_a_split_crosses_processes_as_its_address(gray_dataset, tmp_path):
