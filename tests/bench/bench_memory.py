@@ -3,7 +3,7 @@
 One rank without Ray (`lone_worker.py`), looked at from outside every 0.1 s while it checks, opens, and trains from an
 epoch's start and from its middle. The sets of the memory rows are of real OCT pictures, reduced to about 15 KB, each
 shard with bytes of its own on the disk; those of the time rows have tiny pictures, and shards of one file under many
-names, with a manifest of full size. `unique` is USS, pages of mapped shards included while nobody else has them; `own`
+names, with a manifest of full size. `unique` is USS, pages of mapped files included while nobody else has them; `own`
 leaves out what is just a page of a file. The first worker on a node makes the indexes, later ones find them. Up to a
 hundred million images there are indexes alone (`lone_index.py`): all that a later worker reads of a set's size.
 """

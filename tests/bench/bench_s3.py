@@ -142,8 +142,8 @@ def _read_ours(cache: Path) -> FirstEpoch:
 
 
 def _read_theirs(name: str, tree: Path, environment: dict[str, str], cache: Path) -> FirstEpoch:
-    """In a process of its own, whose start does not count; again where its epoch breaks off, as Streaming's does here at
-    times: a sample that is not yet there whole."""
+    """In a process of its own, whose start does not count; again where its epoch breaks off, as Streaming's does here
+    at times: a sample that is not yet there whole."""
     for attempt in range(ATTEMPTS):
         with peer("loading", name, str(tree), env=environment) as process:
             try:
