@@ -1,4 +1,4 @@
-"""A packed dataset as a node sees it: verified shards, mapped into memory, and an index of each split.
+"""A packed dataset as a node sees it: verified shards, and an index of each split, mapped into memory.
 
     <cache>/<fingerprint>/          from `node_cache.py`; shards from `shards.py`
       index-3-<split>-<name>-<of>.npy    one record an image, ordered by (label, id); `of` is of dataset.json

@@ -5,11 +5,11 @@
       verified.json                 which shard files were checked: path, size, mtime_ns, sha256
 
 Everything here can be deleted at any time and is made anew. Files are replaced whole, never truncated, since
-other workers have them mapped. The caller holds the folder's lock.
+other workers have them open. The caller holds the folder's lock.
 
 A matching digest says that a file is the packer's, not that the packer was a friend. So each shard is read once in
-full before anybody maps it: offsets that leave their buffer and pictures that no memory holds are refused here, and
-the hot path need not look again.
+full before pictures are read from it: offsets that leave their buffer and pictures that no memory holds are refused
+here, and the hot path need not look again.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _ensure_cached(dataset: Dataset, number: int, path: Path) -> None:
         try:
             return _verify(path, shard)
         except InputError:
-            path.unlink()  # whoever has it mapped keeps it
+            path.unlink()  # whoever has it open keeps it
     _fetch(dataset, number, path)
 
 

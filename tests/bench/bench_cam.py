@@ -2,10 +2,9 @@
 
 Real OCT files. The usual loop takes one image at a time: PIL, one forward with hooks, one backward through the whole
 network, the map resized to the picture; on one thread and on all, the faster one counts. The package grad-cam takes
-batches of 16, on all threads (`peers/cams.py`). CAM workers are Ray actors
-that have started, one a core, from packed bytes to parquet parts, with the shortcut figures, without drawing. The
-faithfulness figure is a row of its own: it asks the model three times more, on at most `cam.faithfulness` images of a
-split. Contenders take turns.
+batches of 16, on all threads (`peers/cams.py`). CAM workers are Ray actors that have started, one a core, from packed
+bytes to parquet parts, with the shortcut figures, without drawing. The faithfulness figure is a row of its own: it asks
+the model three times more, on at most `cam.faithfulness` images of a split. Contenders take turns.
 """
 
 from __future__ import annotations

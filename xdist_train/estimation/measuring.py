@@ -132,7 +132,7 @@ def input_rates(config: Config, dataset: Dataset | None) -> InputRates:
 def _pictures(config: Config, dataset: Dataset) -> list[Encoded]:
     split = open_split(dataset, config.data.split, SPLITS[0], cache_root(config.loader.cache_dir))
     rows = np.linspace(0, len(split) - 1, min(_PICTURES, len(split))).astype(np.int64)
-    return [np.array(picture) for picture in split.images(split.records(rows))]
+    return list(split.images(split.records(rows)))
 
 
 def _phantom_pictures() -> list[Encoded]:

@@ -179,10 +179,10 @@ class Learner:
         return losses.sum()
 
     def _seed(self, seed: int) -> None:
-        """Of this device's generator and the CPU's; `torch.manual_seed` asks every kind of device there is."""
+        """Of the CPU's generator and the GPUs'; `torch.manual_seed` asks every other kind of device too."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            torch.cuda.manual_seed_all(seed)
 
     def _forward(self, module: nn.Module, images: Tensor, mix: Mix | None = None) -> Tensor:
         view = self.view

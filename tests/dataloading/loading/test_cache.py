@@ -53,7 +53,7 @@ def test_rows_are_the_manifests_in_order_of_class(gray_dataset, tmp_path):
 
 
 def test_images_are_the_packed_bytes(build_dataset, tmp_path):
-    """`image` gives the bytes of its row, from any shard and record batch, as a view nobody can write to."""
+    """`image` gives the bytes of its row, from any shard and record batch, and nobody can write to them."""
     images = [stand_in(bytes([number]) * (number + 1)) for number in range(17)]
     split = open_train(build_dataset(images, [0] * 17, rows_per_shard=7, rows_per_batch=3), tmp_path / "cache")
     assert [split.image(row).tobytes() for row in range(17)] == images
