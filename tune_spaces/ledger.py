@@ -84,13 +84,24 @@ def _epoch_figures(run: Store, metric: str) -> dict[int, float]:
 
 
 def read_trial(
-    run: Store, metric: str, *, number: int, values: Mapping[str, Any], reason: str = "", ended: bool = True
+    run: Store,
+    metric: str,
+    *,
+    number: int,
+    values: Mapping[str, Any],
+    reason: str = "",
+    verdict: str = "",
+    ended: bool = True,
 ) -> TrialRow:
     """A trial's row, from its run folder.
+
+    One that came to its end before it heard of a verdict was stopped early all the same: what a search tries next
+    must not hang on which of the two was faster.
 
     Args:
         run: its folder, of which nothing need be there.
         reason: what else is known of why it ended.
+        verdict: that it is to stop early, and by what; empty if nothing was decided.
         ended: whether it is known to be at work no more; then what has no end in its folder has failed.
     """
     record = dict(run.read_json(RUN)) if run.exists(RUN) else {}
@@ -99,6 +110,8 @@ def read_trial(
         status, reason = "failed", reason or "its driver was lost, and no other took it over"
     if status == "failed" and record.get("reason"):
         reason = f"{record['reason']['kind']}: {record['reason']['message']}"
+    if verdict and status in ("finished", "pruned"):
+        status, reason = "pruned", verdict
     selected, seconds, curve = record.get("selected"), record.get("seconds", {}), _epoch_figures(run, metric)
     return TrialRow(
         number=number,

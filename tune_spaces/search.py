@@ -331,7 +331,8 @@ class Search:
     def _read_back(self) -> None:
         """Rows of ended trials, reports of the others, which go on first."""
         for told in self._study.told():
-            row = self._read_row(told.number, told.values, told.reason)
+            verdict = told.reason if told.status == "pruned" else ""
+            row = self._read_row(told.number, told.values, told.reason, verdict=verdict)
             if row.status != told.status:  # finished without a figure, or its folder is gone
                 reason = told.reason or "its run folder is not there any more"
                 figures = {epochs: figure for epochs, figure in told.figures.items() if math.isfinite(figure)}
@@ -350,7 +351,7 @@ class Search:
 
     def _read_back_open(self, asked: Asked) -> None:
         """A trial that no start has told the end of."""
-        row = self._read_row(asked.number, asked.values, asked.verdict, ended=False)
+        row = self._read_row(asked.number, asked.values, "", verdict=asked.verdict, ended=False)
         task = self._task(asked)
         if task is None:
             return
@@ -373,8 +374,8 @@ class Search:
 
     def _read(self, task: Task, reason: str) -> TrialRow:
         """What a trial or a repetition that is at work no more came to, as a row."""
-        reason = reason or self._verdicts.get(task.name, "")
-        return self._read_row(task.number, task.values, reason, place=task.place, name=task.name)
+        verdict = self._verdicts.get(task.name, "")
+        return self._read_row(task.number, task.values, reason, verdict=verdict, place=task.place, name=task.name)
 
     def _read_row(
         self,
@@ -384,10 +385,11 @@ class Search:
         *,
         place: str = ledger.TRIALS,
         name: str = "",
+        verdict: str = "",
         ended: bool = True,
     ) -> TrialRow:
-        run = self._place(place, name or ledger.trial_name(number, values))
-        row = ledger.read_trial(run, self._plan.metric, number=number, values=values, reason=reason, ended=ended)
+        run, metric = self._place(place, name or ledger.trial_name(number, values)), self._plan.metric
+        row = ledger.read_trial(run, metric, number=number, values=values, reason=reason, verdict=verdict, ended=ended)
         if row.status == "finished" and (row.figure is None or not math.isfinite(row.figure)):
             return replace(row, status="failed", reason=f"it gave no figure of {self._plan.metric}")
         return row

@@ -119,6 +119,44 @@ def test_a_verdict_outlives_its_driver(tmp_path: Path) -> None:
     assert again.is_pruned(task.name)
 
 
+def test_a_verdict_stands_though_the_trial_was_faster(tmp_path: Path) -> None:
+    """A trial that ends before it hears that it is to stop changes nothing of what the search tries next."""
+    whole = open_search(tmp_path / "whole", scheduler="asha", sampler="tpe", trials=14)
+    run_all(whole)
+    fast = open_search(tmp_path / "fast", scheduler="asha", sampler="tpe", trials=14)
+    outran = 0
+    while (task := fast.next()) is not None:
+        curve = {epoch: figure_of(task.config, epoch) for epoch in range(1, task.config.train.epochs + 1)}
+        verdicts = [fast.report(task.name, epoch, figure) for epoch, figure in curve.items()]
+        outran += any(verdicts)
+        write_run(fast, task, "finished", curve)
+        fast.end(task.name)
+    assert outran > 0
+    again = open_search(tmp_path / "fast", scheduler="asha", sampler="tpe", trials=14)
+    for search in (fast, again):
+        rows = {row.number: row for row in search.board().rows}
+        assert [
+            (row.name, row.status, row.reason) for row in sorted(whole.board().rows, key=lambda row: row.number)
+        ] == [(rows[number].name, rows[number].status, rows[number].reason) for number in sorted(rows)]
+        assert {9} == {row.epochs for row in rows.values()}
+
+
+def test_a_verdict_outlives_its_driver_though_the_trial_was_faster(tmp_path: Path) -> None:
+    """The driver was killed in between: the next one finds a trial that has finished, and the verdict."""
+    search = open_search(tmp_path, scheduler="asha", trials=30)
+    while True:
+        task = search.next()
+        assert task is not None
+        curve = {epoch: figure_of(task.config, epoch) for epoch in range(1, 10)}
+        if search.report(task.name, 1, curve[1]):
+            break
+        run_task(search, task)
+    write_run(search, task, "finished", curve)
+    row = open_search(tmp_path, scheduler="asha", trials=30).board().row(task.name)
+    assert row is not None
+    assert ("pruned", "asha after epoch 1", 9) == (row.status, row.reason, row.epochs)
+
+
 def test_an_epoch_that_nobody_judged_is_judged_by_the_next_start(tmp_path: Path) -> None:
     """It is in the run's history; the driver died before it heard of it."""
     search = open_search(tmp_path, scheduler="asha")
