@@ -17,8 +17,8 @@ from pathlib import Path
 __all__ = ["SETTLE_S", "STEPS", "WARM_UP", "Turn", "TurnTaker", "Turns", "num_steps"]
 
 WARM_UP = 10
-STEPS = 20
-SETTLE_S = 0.5
+STEPS = 8  # a second or so: the machine is the same for both of a pair
+SETTLE_S = 0.1  # two batches take a tenth of it
 _LOOK_S = 0.01
 
 

@@ -161,7 +161,8 @@ class Learner:
         average: Mapping[str, Tensor],
     ) -> None:
         """The reverse of `state` and `average`, which is empty where none is kept; on every rank alike."""
-        self.optimizer.load_state_dict(optimizer)  # first, since it is the one that may refuse what it is given
+        # First, since this is what may be refused.
+        self.optimizer.load_state_dict(_laid_out(optimizer, self.optimizer))
         self.scaler.load_state_dict(scaler)
         self.model.load_state_dict(model)
         if self.average:
@@ -245,6 +246,27 @@ def _replicate(module: nn.Module, world: World, train: TrainConfig) -> nn.Module
         # DDP refuses torch's own hook by its name where there is no GPU, though gloo sums bfloat16 too.
         replica.register_comm_hook(None, lambda state, bucket: bf16_compress_hook(state, bucket))
     return replica
+
+
+def _laid_out(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's state dict whose moments lie in memory as their parameters do.
+
+    The fused form on a CPU goes through both by their place in memory and looks at neither shape nor strides.
+
+    Raises:
+        ValueError: a moment has another shape than its parameter, or there are other parameters.
+    """
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    laid_out: dict[int, dict[str, Any]] = {}
+    for index, parameter in zip(indices, parameters, strict=True):
+        for name, value in state["state"].get(index, {}).items():
+            if isinstance(value, Tensor) and value.ndim:
+                if value.shape != parameter.shape:
+                    raise ValueError(f"{name} of parameter {index} has shape {tuple(value.shape)}")
+                value = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+            laid_out.setdefault(index, {})[name] = value
+    return {**state, "state": laid_out}
 
 
 def _micro_batch_seed(seed: int, batch: Batch) -> int:

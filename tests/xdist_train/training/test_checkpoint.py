@@ -57,6 +57,35 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_moments_lie_as_their_parameters_do(name: str, tmp_path: Path) -> None:
+    """Files know no strides, and torch's fused form on a CPU goes by memory alone."""
+    job, state = _trained(name)
+    Snapshots().take(job.learner, state).write(tmp_path)
+    load_checkpoint(tmp_path, job.learner)
+    strides = [
+        (parameter.stride(), value.stride())
+        for parameter, values in job.learner.optimizer.state.items()
+        for value in values.values()
+        if value.ndim
+    ]
+    assert not all(parameter.is_contiguous() for parameter in job.learner.model.parameters())
+    assert [left for left, _ in strides] == [right for _, right in strides]
+
+
+def test_a_moment_of_another_shape_is_refused(tmp_path: Path) -> None:
+    """Its file may be whole by its digest; nothing of the learner is changed."""
+    job, state = _trained()
+    snapshot = Snapshots().take(job.learner, state)
+    name = next(name for name in snapshot.optimizer if name.endswith("exp_avg"))
+    snapshot.optimizer[name] = snapshot.optimizer[name].flatten()[:1]
+    snapshot.write(tmp_path)
+    before = [_flat(part) for part in job.learner.state()[:2]]
+    with pytest.raises(DamagedCheckpointError, match=r"exp_avg of parameter \d+ has shape \(1,\)"):
+        load_checkpoint(tmp_path, job.learner)
+    assert before == [_flat(part) for part in job.learner.state()[:2]]
+
+
 def _flat(value: object) -> object:
     if isinstance(value, torch.Tensor):
         return value.tolist()
