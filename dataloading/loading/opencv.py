@@ -27,7 +27,7 @@ from dataloading.loading.executor import (
 
 __all__ = ["OpenCVExecutor", "decode"]
 
-_CHUNKS_PER_THREAD = 2  # so that the last chunk of a batch leaves no thread idle for long
+_CHUNKS_PER_THREAD = 2  # of several, so that the last chunk of a batch leaves none idle for long
 _WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 _DECODE = {
     (1, 1): cv2.IMREAD_GRAYSCALE,
@@ -59,7 +59,8 @@ class OpenCVExecutor:
         images = self._empty_batch(len(pictures))
         pixels = images.numpy()
         execute = _execute_decoded if self._spec.decoded else _execute
-        chunk = -(-len(pictures) // (self._spec.threads * _CHUNKS_PER_THREAD))
+        threads = self._spec.threads
+        chunk = -(-len(pictures) // (threads * _CHUNKS_PER_THREAD if threads > 1 else 1))
         futures = [
             self._pool.submit(
                 execute,

@@ -2,7 +2,8 @@
 
 ResNet-18 at 96 px, 8 images a worker: a small step, so that what is not arithmetic shows. Both decode the same real
 OCT files by the same functions (`plain_training.py`), keep freed memory by the same environment, and compute on one
-thread a worker. Ours is a whole run: loader with its threads, plan, records, signs of life, progress, gauges. Both
+thread a worker; one of the two scripts has the optimiser's fused form too, so that what is left is not the
+optimiser's. Ours is a whole run: loader with its threads, plan, records, signs of life, progress, gauges. All
 live side by side and take turns of 8 steps (`turns.py`); CPU time is of the training processes alone. What Ray's own
 processes use meanwhile, beside them, is a row of its own: gcs, raylet, agents, controller and its actors, the run's
 monitor and the driver.
@@ -15,16 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 from rich.console import Console
 
 from cluster.processes import KEEPS_FREED_MEMORY
-from tests.bench.plain_training import BATCH, CLASSES, LR, MEAN, SIZE_PX, STD
+from tests.bench.plain_training import BATCH, CLASSES, FUSED, LR, MEAN, PLAIN, SIZE_PX, STD
 from tests.bench.processes import cpu_s, descendants
 from tests.bench.results import BenchSkippedError, Row, compare, measured, median_interval, versions
 from tests.bench.turned_worker import run_turned_worker
@@ -37,8 +40,10 @@ from xdist_train.training.launch import LaunchResult, launch
 __all__ = ["rows"]
 
 COMMAND = "python -m tests.bench step"
-PAIRS = 40
+ROUNDS = 40
 WORLDS = (1, 2)
+_OURS = "ours"
+_SCRIPTS = {PLAIN: "a plain torchrun script", FUSED: "the same with AdamW fused, as ours is"}
 _ALONE = {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled"}
 _SETTINGS = (
     "model.backbone=resnet18",
@@ -64,15 +69,16 @@ def rows() -> Iterable[Row]:
         raise BenchSkippedError("no real OCT images; set XDIST_REAL_DATA")
     details = {"versions": versions("ray", "torch", "opencv-python-headless"), "command": COMMAND}
     for size in WORLDS:
-        ours, plain, beside = _pairs(files, size)
+        turns, beside = _rounds(files, size)
         about = f"{size} worker(s), ResNet-18, {SIZE_PX} px, {BATCH} images each"
-        cpu = [[1000 * sum(used.cpu_s for used in turn) / STEPS for turn in turns] for turns in (ours, plain)]
-        wall = [[1000 * max(used.wall_s for used in turn) / STEPS for turn in turns] for turns in (ours, plain)]
-        theirs = "a plain torchrun script"
-        low, high = median_interval([one / other for one, other in zip(*cpu, strict=True)])
-        what = f"a step: {about} (95 % interval of the ratio {low:.3f} – {high:.3f})"
-        yield compare(what, cpu[0], theirs, cpu[1], unit="CPU ms", goal="ratio <= 1.03", **details)
-        yield compare(f"a step: {about}", wall[0], theirs, wall[1], unit="ms", **details)
+        cpu = {name: [1000 * sum(used.cpu_s for used in turn) / STEPS for turn in turns[name]] for name in turns}
+        wall = {name: [1000 * max(used.wall_s for used in turn) / STEPS for turn in turns[name]] for name in turns}
+        for name, theirs in _SCRIPTS.items():
+            low, high = median_interval([one / other for one, other in zip(cpu[_OURS], cpu[name], strict=True)])
+            what = f"a step: {about} (95 % interval of the ratio {low:.3f} – {high:.3f})"
+            goal = "ratio <= 1.03"
+            yield compare(what, cpu[_OURS], theirs, cpu[name], unit="CPU ms", goal=goal, **details)
+            yield compare(f"a step: {about}", wall[_OURS], theirs, wall[name], unit="ms", **details)
         what = f"Ray's own processes, monitor and driver, while {size} worker(s) train"
         yield measured(what, beside, unit="CPU s a second", **details)
     shares = [_data_wait_share(files, size) for size in WORLDS]
@@ -88,28 +94,35 @@ def _data_wait_share(files: list[Path], size: int) -> float:
     return seconds["data_wait"] / seconds["train"]
 
 
-def _pairs(files: list[Path], size: int) -> tuple[list[list[Turn]], list[list[Turn]], list[float]]:
-    """Turns of ours and of the plain script, each a figure a rank; CPU seconds a second beside our workers."""
-    ours: list[list[Turn]] = []
-    plain: list[list[Turn]] = []
+def _rounds(files: list[Path], size: int) -> tuple[dict[str, list[list[Turn]]], list[float]]:
+    """By contender its turns, each a figure a rank; CPU seconds a second beside our workers."""
+    turns: dict[str, list[list[Turn]]] = defaultdict(list)
     beside: list[float] = []
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         (folder / "turns").mkdir()
-        with _plain_script(folder / "turns", files, size) as script, _our_run(folder, files, size) as run:
-            plain_turns, our_turns = Turns(folder / "turns", "plain", size), Turns(folder / "turns", "ours", size)
-            plain_turns.wait(lambda: script.poll() is None)
-            our_turns.wait(lambda: _goes_on(run))
-            for _ in range(PAIRS):
-                plain.append(plain_turns.give(lambda: script.poll() is None))
+        scripts = {kind: stack.enter_context(_plain_script(folder / "turns", kind, files, size)) for kind in _SCRIPTS}
+        run = stack.enter_context(_our_run(folder, files, size))
+        alive: dict[str, Callable[[], bool]] = {_OURS: partial(_goes_on, run)}
+        alive |= {kind: partial(_lives, script) for kind, script in scripts.items()}
+        giving = {kind: Turns(folder / "turns", kind, size) for kind in alive}
+        for kind, given in giving.items():
+            given.wait(alive[kind])
+        for _ in range(ROUNDS):
+            for kind, given in giving.items():
                 before, started = _beside(), time.perf_counter()
-                ours.append(our_turns.give(lambda: _goes_on(run)))
-                workers = {used.pid for used in ours[-1]}
-                spent = [value - before.get(pid, 0.0) for pid, value in _beside().items() if pid not in workers]
-                beside.append(sum(spent) / (time.perf_counter() - started))
-            plain_turns.let_go()
-            our_turns.let_go()
-    return ours, plain, beside
+                turns[kind].append(given.give(alive[kind]))
+                if kind == _OURS:
+                    workers = {used.pid for used in turns[kind][-1]}
+                    spent = [value - before.get(pid, 0.0) for pid, value in _beside().items() if pid not in workers]
+                    beside.append(sum(spent) / (time.perf_counter() - started))
+        for given in giving.values():
+            given.let_go()
+    return turns, beside
+
+
+def _lives(script: subprocess.Popen[bytes]) -> bool:
+    return script.poll() is None
 
 
 def _goes_on(run: Future[LaunchResult]) -> bool:
@@ -133,17 +146,17 @@ def _command(pid: int) -> bytes:
 
 
 @contextmanager
-def _plain_script(folder: Path, files: list[Path], size: int) -> Iterator[subprocess.Popen[bytes]]:
+def _plain_script(folder: Path, name: str, files: list[Path], size: int) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-    command += ["-m", "tests.bench.plain_training", str(folder), str(num_steps(PAIRS)), *map(str, files)]
+    command += ["-m", "tests.bench.plain_training", str(folder), name, str(num_steps(ROUNDS)), *map(str, files)]
     environment = {**os.environ, **KEEPS_FREED_MEMORY, "OMP_NUM_THREADS": "1"}
-    log = folder / "plain.log"
+    log = folder / f"{name}.log"
     with log.open("wb") as said:
         process = subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT)
     try:
         yield process
         if process.wait(120):
-            raise RuntimeError(f"the plain script ended with {process.returncode}: {log.read_text()[-2000:]}")
+            raise RuntimeError(f"the {name} script ended with {process.returncode}: {log.read_text()[-2000:]}")
     finally:
         process.terminate()
         process.wait()
@@ -162,12 +175,12 @@ def _our_run(folder: Path, files: list[Path], size: int) -> Iterator[Future[Laun
         try:
             yield run
         finally:
-            Turns(folder / "turns", "ours", size).let_go()
+            Turns(folder / "turns", _OURS, size).let_go()
         run.result()
 
 
 def _settings(folder: Path, files: list[Path], size: int) -> list[str]:
-    train, other = num_steps(PAIRS) * BATCH * size, 4 * CLASSES
+    train, other = num_steps(ROUNDS) * BATCH * size, 4 * CLASSES
     images = [files[number % len(files)].read_bytes() for number in range(train + other)]
     labels = [number * CLASSES // len(images) for number in range(len(images))]
     splits = _splits(labels, other)

@@ -3,7 +3,9 @@
 Its data set reads picture files, its DataLoader's collation decodes and changes them by the project's own functions,
 so that what it lacks beside a run of ours is what a run does beside its data work.
 
-    plain_training.py FOLDER STEPS FILE...      FOLDER is where turns are taken
+    plain_training.py FOLDER NAME STEPS FILE...      FOLDER is where turns are taken
+
+NAME is `PLAIN`, with torch's AdamW as it comes, or `FUSED`, with its fused form, which is the one that we take.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from dataloading.loading.opencv import _execute
 from tests.bench.turns import TurnTaker
 from xdist_train.models.torchvision_shim import import_torchvision_models
 
+PLAIN, FUSED = "plain", "fused"
 SIZE_PX, BATCH, CLASSES, LR = 96, 8, 4, 1e-3
 MEAN, STD = (0.25,), (0.2,)
 
@@ -68,7 +71,7 @@ def _collate(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels)
 
 
-def main(folder: Path, paths: list[Path], steps: int) -> None:
+def main(folder: Path, name: str, paths: list[Path], steps: int) -> None:
     """Steps of one epoch, in turns."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     cv2.setNumThreads(1)
@@ -79,10 +82,10 @@ def main(folder: Path, paths: list[Path], steps: int) -> None:
     if size > 1:
         dist.init_process_group("gloo")
         model = DistributedDataParallel(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=name == FUSED)
     data = _Files(paths, steps * BATCH * size)
     loader = DataLoader(data, BATCH, sampler=DistributedSampler(data, size, rank), collate_fn=_collate)
-    turns = TurnTaker(folder, "plain", rank)
+    turns = TurnTaker(folder, name, rank)
     model.train()
     batches = iter(loader)
     for step in range(steps):
@@ -100,4 +103,4 @@ def main(folder: Path, paths: list[Path], steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(name) for name in sys.argv[3:]], int(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2], [Path(name) for name in sys.argv[4:]], int(sys.argv[3]))

@@ -67,7 +67,7 @@ class RunningFigures:
         figures = torch.lerp(mean, self._before, self._kept**total)
         parts = figures.split([buffer.numel() for buffer in self._buffers])
         torch._foreach_copy_(self._buffers, parts)
-        for module in self._moving:
+        for module in self._moving if self._world.size > 1 else ():
             cast(Tensor, module.num_batches_tracked).add_((total - count).long())
 
 
