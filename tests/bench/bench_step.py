@@ -40,7 +40,7 @@ from xdist_train.training.launch import LaunchResult, launch
 __all__ = ["rows"]
 
 COMMAND = "python -m tests.bench step"
-ROUNDS = 40
+ROUNDS = 30
 WORLDS = (1, 2)
 _OURS = "ours"
 _SCRIPTS = {PLAIN: "a plain torchrun script", FUSED: "the same with AdamW fused, as ours is"}
