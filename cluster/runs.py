@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ __all__ = [
     "predictions_key",
     "read_config",
     "read_history",
+    "read_record",
     "require_ended",
 ]
 
@@ -153,11 +154,65 @@ class RunFolder:
         self.publish(key, (json.dumps(value, indent=2) + "\n").encode())
 
     def read_record(self) -> dict[str, Any]:
-        """`run.json`; empty if the run was claimed but not described yet."""
-        return dict(self.store.read_json(self.record)) if self.store.exists(self.record) else {}
+        """`run.json`; empty if the run was claimed but not described yet.
+
+        Raises:
+            InputError: it is not what a run writes.
+        """
+        return read_record(self.store, self.record) if self.store.exists(self.record) else {}
 
     def _attempts(self) -> list[int]:
         return [int(name[:4]) for name in self.store.list(ATTEMPTS) if name[:4].isdigit()]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(each, kind) for each in value)
+
+
+def _is_selection(value: Any) -> bool:
+    """What was selected, or that nothing was."""
+    return value is None or (isinstance(value, dict) and {"epoch", "metric", "value"} <= value.keys())
+
+
+_ALWAYS_THERE: dict[str, Callable[[Any], bool]] = {
+    "status": lambda value: isinstance(value, str),
+    "heartbeat": _is_number,
+    "attempts": lambda value: bool(value) and _is_list_of(dict)(value),
+    "complete": _is_list_of(str),
+}
+_WHERE_THERE: dict[str, Callable[[Any], bool]] = {
+    "selected": lambda value: (
+        value is None or (isinstance(value, dict) and {"epoch", "metric", "value"} <= value.keys())
+    ),
+    "seconds": lambda value: _is_number(value) or (isinstance(value, dict) and all(map(_is_number, value.values()))),
+    "epochs": _is_number,
+    "worker_seconds": _is_number,
+    "test_evaluations": _is_number,
+    "trials": _is_list_of(dict),
+    "parts": _is_list_of(dict),
+}
+
+
+def read_record(store: Store, key: str = RUN) -> dict[str, Any]:
+    """`run.json` or `search.json` of a folder.
+
+    Raises:
+        InputError: it is not what a run writes.
+    """
+    record = store.read_json(key)
+    found = record if isinstance(record, dict) else {}
+    wrong = [name for name, fits in _ALWAYS_THERE.items() if not fits(found.get(name))]
+    wrong += [name for name, fits in _WHERE_THERE.items() if name in found and not fits(found[name])]
+    if wrong:
+        raise InputError(
+            f"{store.locate(key)} is not what a run writes ({', '.join(wrong)} missing or of another kind). Copy the "
+            "run folder again from where it was trained."
+        )
+    return found
 
 
 def is_silent(record: dict[str, Any]) -> bool:
@@ -181,7 +236,7 @@ def require_ended(record: dict[str, Any], uri: str) -> None:
 def add_object(run: Store, key: str, data: bytes) -> None:
     """Put an object into the folder of a run that has ended, whole, and list it as one that may be read."""
     run.write(key, data)
-    record = run.read_json(RUN)
+    record = read_record(run)
     if key not in record["complete"]:
         run.write_json(RUN, {**record, "complete": sorted({*record["complete"], key})})
 
@@ -225,10 +280,16 @@ def read_history(run: Store) -> list[dict[str, Any]]:
 
 
 def list_runs(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, run.json or search.json) of each run and search directly under a storage URI, by name."""
+    """(name, run.json or search.json) of each run and search directly under a storage URI, by name.
+
+    Of one whose record is not what a run writes, that is its status, and `error` says why.
+    """
     store = open_store(uri)
     for name in store.list():
         child = store.child(name)
         record = next((record for record in (RUN, SEARCH) if child.exists(record)), None)
         if record:
-            yield name, child.read_json(record)
+            try:
+                yield name, read_record(child, record)
+            except InputError as error:
+                yield name, {"status": "unreadable", "error": str(error)}

@@ -195,14 +195,13 @@ class Store(ABC):
         """The object as parsed JSON.
 
         Raises:
-            InputError: it is larger than any document of this program.
-            StoreError: it is not JSON, or nested deeper than can be parsed.
+            InputError: it is larger than any document of this program, not JSON, or nested deeper than can be parsed.
         """
         data = self.read(key, DOCUMENT_LIMIT_BYTES)
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise StoreError(f"{self.locate(key)} is damaged: not JSON that can be read ({error}).") from None
+            raise InputError(f"{self.locate(key)} is damaged: not JSON that can be read ({error}).") from None
 
     def write_json(self, key: str, value: Any) -> None:
         """Replace the object with JSON text, whole."""

@@ -21,7 +21,7 @@ from rich.console import Console
 from cluster.config import Layer, load_config, parse_overrides, to_dict
 from cluster.errors import InputError, RunFailedError, StoppedError
 from cluster.package import code_revision
-from cluster.runs import RUN, SEARCH, RunFolder, evaluation_key
+from cluster.runs import RUN, SEARCH, RunFolder, evaluation_key, read_record
 from cluster.session import cluster_resources, connect, hide_node_messages, worker_slots
 from cluster.store import open_store
 from tune_spaces import ledger
@@ -334,7 +334,7 @@ def _end_stopped(search: Search) -> NoReturn:
 def _test_figures(ray: Any, search: Search, name: str, wish: StopWish) -> dict[str, Any]:
     """The chosen trial's figures on test: once, also over several starts, on a worker's resources."""
     run = search.folder.store.child(ledger.TRIALS).child(name)
-    if evaluation_key("test") not in run.read_json(RUN)["complete"]:
+    if evaluation_key("test") not in read_record(run)["complete"]:
         scale, gpus = search.plan.config.scale, 1 if search.plan.use_gpu else 0
         task = ray.remote(num_cpus=scale.cpus_per_worker, num_gpus=gpus)(_evaluate_on_test).remote(run.uri)
         while not ray.wait([task], timeout=LOOK_S)[0]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import dump_yaml
-from cluster.runs import RUN, RunFolder, read_config, read_history
+from cluster.runs import RUN, RunFolder, read_config, read_history, read_record
 from cluster.store import Store
 from tune_spaces.domains import label
 from tune_spaces.leaderboard import Leaderboard, Repeat, TrialRow, leaderboard_csv, leaderboard_parquet
@@ -104,7 +104,7 @@ def read_trial(
         verdict: that it is to stop early, and by what; empty if nothing was decided.
         ended: whether it is known to be at work no more; then what has no end in its folder has failed.
     """
-    record = dict(run.read_json(RUN)) if run.exists(RUN) else {}
+    record = read_record(run) if run.exists(RUN) else {}
     status = record.get("status", "running")
     if status == "running" and ended:
         status, reason = "failed", reason or "its driver was lost, and no other took it over"
@@ -170,7 +170,7 @@ def best_recipe(run: Store, board: Leaderboard, config: Config) -> bytes:
         run: the chosen trial's folder.
         config: of the search, for what trials have otherwise.
     """
-    record = run.read_json(RUN)
+    record = read_record(run)
     values = dict(read_config(run).values)
     for section in ("run", "storage"):
         del values[section]

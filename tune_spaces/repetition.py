@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
 
-from cluster.runs import RUN, RunFolder, evaluation_key
+from cluster.runs import RUN, RunFolder, evaluation_key, read_record
 from cluster.store import Store
 from tune_spaces.leaderboard import TrialRow
 from tune_spaces.ledger import read_trial
@@ -202,7 +202,7 @@ class Repetition:
     def _value(self, part: Part) -> float | None:
         """The part's own figure on test; None where it has none yet."""
         run = self.run_of(part)
-        if not run.exists(RUN) or evaluation_key("test") not in run.read_json(RUN)["complete"]:
+        if not run.exists(RUN) or evaluation_key("test") not in read_record(run)["complete"]:
             return None
         return cast(float | None, run.read_json(evaluation_key("test"))[self._plan.metric]["value"])
 

@@ -11,12 +11,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from cluster.config import Layer, load_config, to_dict
-from cluster.errors import XdistError
+from cluster.errors import StoreError, XdistError
 from cluster.runs import REPORT, RunFolder
 from tune_spaces import ledger
 from tune_spaces.config import SearchConfig
@@ -168,33 +169,36 @@ class Search:
         """A trial's metric after so many epochs; whether it is to end, and as what: a limit's end is not for good."""
         with self._lock:
             task = self._live[name]
-            decided = name in self._verdicts
+            heard, decided = True, name in self._verdicts
             if task.place == ledger.TRIALS:
-                self._judge(task, epochs, figure)
-            new = name in self._verdicts and not decided
+                heard = not self._judge(task, epochs, figure)
+            pruned = name in self._verdicts
             spent = epochs < task.config.train.epochs and self._spent()
-        if new:
+        if pruned and not decided:
             self._keep_journal()
-        return "pruned" if new or decided else "stopped" if spent else None
+        elif not heard:
+            self._note_report()
+        return "pruned" if pruned else "stopped" if spent else None
 
     def is_pruned(self, name: str) -> bool:
         """Whether it was decided that a trial stops early."""
         return name in self._verdicts
 
-    def _judge(self, task: Task, epochs: int, figure: float | None) -> None:
-        """Each epoch of a trial is judged once, also over several starts, and none after a verdict.
+    def _judge(self, task: Task, epochs: int, figure: float | None) -> bool:
+        """Each epoch of a trial is judged once, also over several starts, and none after a verdict; whether it was now.
 
         The recipe's own trial runs to its end, whatever the scheduler says: the others are compared with it.
         """
         figure = figure if figure is not None and math.isfinite(figure) else math.nan
         self._open[task.number] = _went_on(self._open[task.number], epochs, figure, self._plan.direction)
         if task.name in self._verdicts or not self._study.report(task.number, epochs, figure):
-            return
+            return False
         may_stop = epochs < task.config.train.epochs and not self._plan.is_own(task.values)
         if may_stop and self._study.should_stop(task.number):
             verdict = f"{self._plan.search.scheduler} after epoch {epochs}"
             self._verdicts[task.name] = verdict
             self._study.note_verdict(task.number, verdict)
+        return True
 
     def end(self, name: str, reason: str = "") -> None:
         """A trial is at work no more; what came of it is in its run folder.
@@ -298,7 +302,8 @@ class Search:
     def note_test(self, name: str) -> None:
         """A trial's model was evaluated on test."""
         row = next(row for row in self._rows.values() if row.name == name)
-        row = self._read_row(row.number, row.values, row.reason)
+        verdict = row.reason if row.status == "pruned" else ""
+        row = self._read_row(row.number, row.values, row.reason, verdict=verdict)
         with self._lock:
             self._rows[row.number] = row
         self.write()
@@ -351,22 +356,20 @@ class Search:
 
     def _read_back_open(self, asked: Asked) -> None:
         """A trial that no start has told the end of."""
-        row = self._read_row(asked.number, asked.values, "", verdict=asked.verdict, ended=False)
         task = self._task(asked)
         if task is None:
             return
+        if asked.verdict:
+            self._verdicts[task.name] = asked.verdict
+        curve = self._read_row(asked.number, asked.values, "", ended=False).curve
+        for epochs, figure in sorted(curve.items()):  # those that no start has heard of are judged now
+            self._judge(task, epochs, figure)
+        verdict = self._verdicts.get(task.name, "")
+        row = self._read_row(asked.number, asked.values, "", verdict=verdict, ended=False)
         if row.status in ("finished", "pruned", "failed") and failure_kind(row.reason) not in TRIED_AGAIN:
             self._settle(task, row)  # ended, and its driver died before it could tell
             self._publish_events(asked.number)
             return
-        if asked.verdict:
-            self._verdicts[task.name] = asked.verdict
-        # What went on beyond an epoch was judged there; others may have come that far since.
-        reports = sorted(row.curve.items())
-        for epochs, figure in reports[:-1]:
-            self._study.report(asked.number, epochs, figure)
-        for epochs, figure in reports[-1:]:
-            self._judge(task, epochs, figure)
         self._open[asked.number] = row
         self._left.append(task)
 
@@ -510,6 +513,11 @@ class Search:
     def _keep_journal(self) -> None:
         with self._writing:
             self.folder.publish(ledger.JOURNAL, self._journal.read_bytes())
+
+    def _note_report(self) -> None:
+        """So that no later start judges the epoch again, when others have come further; the next writing has it too."""
+        with self._writing, suppress(StoreError):
+            self._record.quick.publish(ledger.JOURNAL, self._journal.read_bytes())
 
 
 def _went_on(row: TrialRow, epochs: int, figure: float, direction: Direction) -> TrialRow:

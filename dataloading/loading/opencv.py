@@ -59,8 +59,8 @@ class OpenCVExecutor:
         images = self._empty_batch(len(pictures))
         pixels = images.numpy()
         execute = _execute_decoded if self._spec.decoded else _execute
-        threads = self._spec.threads
-        chunk = -(-len(pictures) // (threads * _CHUNKS_PER_THREAD if threads > 1 else 1))
+        num_chunks = self._spec.threads * _CHUNKS_PER_THREAD if self._spec.threads > 1 else 1
+        chunk = -(-len(pictures) // num_chunks)
         futures = [
             self._pool.submit(
                 execute,

@@ -30,7 +30,7 @@ from cluster.processes import KEEPS_FREED_MEMORY
 from tests.bench.plain_training import BATCH, CLASSES, FUSED, LR, MEAN, PLAIN, SIZE_PX, STD
 from tests.bench.processes import cpu_s, descendants
 from tests.bench.results import BenchSkippedError, Row, compare, measured, median_interval, versions
-from tests.bench.turned_worker import run_turned_worker
+from tests.bench.turned_worker import OURS, run_turned_worker
 from tests.bench.turns import STEPS, Turn, Turns, num_steps
 from tests.dataloading.loading.packed import find_real_oct_files, write_dataset
 from xdist_train.config import resolve_config
@@ -42,7 +42,6 @@ __all__ = ["rows"]
 COMMAND = "python -m tests.bench step"
 ROUNDS = 30
 WORLDS = (1, 2)
-_OURS = "ours"
 _SCRIPTS = {PLAIN: "a plain torchrun script", FUSED: "the same with AdamW fused, as ours is"}
 _ALONE = {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled"}
 _SETTINGS = (
@@ -74,11 +73,11 @@ def rows() -> Iterable[Row]:
         cpu = {name: [1000 * sum(used.cpu_s for used in turn) / STEPS for turn in turns[name]] for name in turns}
         wall = {name: [1000 * max(used.wall_s for used in turn) / STEPS for turn in turns[name]] for name in turns}
         for name, theirs in _SCRIPTS.items():
-            low, high = median_interval([one / other for one, other in zip(cpu[_OURS], cpu[name], strict=True)])
+            low, high = median_interval([one / other for one, other in zip(cpu[OURS], cpu[name], strict=True)])
             what = f"a step: {about} (95 % interval of the ratio {low:.3f} – {high:.3f})"
             goal = "ratio <= 1.03"
-            yield compare(what, cpu[_OURS], theirs, cpu[name], unit="CPU ms", goal=goal, **details)
-            yield compare(f"a step: {about}", wall[_OURS], theirs, wall[name], unit="ms", **details)
+            yield compare(what, cpu[OURS], theirs, cpu[name], unit="CPU ms", goal=goal, **details)
+            yield compare(f"a step: {about}", wall[OURS], theirs, wall[name], unit="ms", **details)
         what = f"Ray's own processes, monitor and driver, while {size} worker(s) train"
         yield measured(what, beside, unit="CPU s a second", **details)
     shares = [_data_wait_share(files, size) for size in WORLDS]
@@ -103,16 +102,17 @@ def _rounds(files: list[Path], size: int) -> tuple[dict[str, list[list[Turn]]], 
         (folder / "turns").mkdir()
         scripts = {kind: stack.enter_context(_plain_script(folder / "turns", kind, files, size)) for kind in _SCRIPTS}
         run = stack.enter_context(_our_run(folder, files, size))
-        alive: dict[str, Callable[[], bool]] = {_OURS: partial(_goes_on, run)}
+        alive: dict[str, Callable[[], bool]] = {OURS: partial(_goes_on, run)}
         alive |= {kind: partial(_lives, script) for kind, script in scripts.items()}
         giving = {kind: Turns(folder / "turns", kind, size) for kind in alive}
         for kind, given in giving.items():
             given.wait(alive[kind])
-        for _ in range(ROUNDS):
-            for kind, given in giving.items():
+        order = list(giving)
+        for number in range(ROUNDS):  # each goes first as often as the others
+            for kind in order[number % len(order) :] + order[: number % len(order)]:
                 before, started = _beside(), time.perf_counter()
-                turns[kind].append(given.give(alive[kind]))
-                if kind == _OURS:
+                turns[kind].append(giving[kind].give(alive[kind]))
+                if kind == OURS:
                     workers = {used.pid for used in turns[kind][-1]}
                     spent = [value - before.get(pid, 0.0) for pid, value in _beside().items() if pid not in workers]
                     beside.append(sum(spent) / (time.perf_counter() - started))
@@ -133,7 +133,7 @@ def _goes_on(run: Future[LaunchResult]) -> bool:
 
 
 def _beside() -> dict[int, float]:
-    """CPU seconds so far of this process and all that it started, the plain script left out."""
+    """CPU seconds so far of this process and all that it started, the plain scripts left out."""
     found = {os.getpid(), *descendants(os.getpid())}
     return {pid: cpu_s(pid) for pid in found if b"plain_training" not in _command(pid)}
 
@@ -175,7 +175,7 @@ def _our_run(folder: Path, files: list[Path], size: int) -> Iterator[Future[Laun
         try:
             yield run
         finally:
-            Turns(folder / "turns", _OURS, size).let_go()
+            Turns(folder / "turns", OURS, size).let_go()
         run.result()
 
 

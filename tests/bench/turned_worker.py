@@ -9,7 +9,9 @@ from tests.bench.turns import TurnTaker
 from xdist_train.training import loop
 from xdist_train.training.worker import run_worker
 
-__all__ = ["run_turned_worker"]
+__all__ = ["OURS", "run_turned_worker"]
+
+OURS = "ours"
 
 
 def run_turned_worker(values: dict[str, Any]) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def run_turned_worker(values: dict[str, Any]) -> dict[str, Any]:
 
     def turned_step(run: loop._Run, batches: Any) -> None:
         rank = run.job.world.rank
-        taker = takers.setdefault(rank, TurnTaker(folder, "ours", rank))
+        taker = takers.setdefault(rank, TurnTaker(folder, OURS, rank))
         taker.before_step()
         step(run, batches)
 

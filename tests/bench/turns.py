@@ -17,7 +17,7 @@ from pathlib import Path
 __all__ = ["SETTLE_S", "STEPS", "WARM_UP", "Turn", "TurnTaker", "Turns", "num_steps"]
 
 WARM_UP = 10
-STEPS = 8  # a second or so: the machine is the same for both of a pair
+STEPS = 8  # a second or two: the machine is the same for all of a round
 SETTLE_S = 0.1  # two batches take a tenth of it
 _LOOK_S = 0.01
 

@@ -10,6 +10,7 @@ import pytest
 from cluster.errors import InputError
 from cluster.runs import RunFolder, StaleDriverError, list_runs, open_run
 from cluster.store import open_store
+from tests.records import RECORD
 
 
 def _folder(tmp_path: Path, driver: str) -> RunFolder:
@@ -64,13 +65,42 @@ def test_racing_attempts_get_numbers_of_their_own(tmp_path: Path) -> None:
         claimed[7].check_owner()
 
 
+@pytest.mark.parametrize(
+    ("record", "names"),
+    [
+        ([], "status, heartbeat, attempts, complete"),
+        ("text", "status, heartbeat, attempts, complete"),
+        ({**RECORD, "status": 7}, "status"),
+        ({**RECORD, "heartbeat": "now"}, "heartbeat"),
+        ({**RECORD, "attempts": []}, "attempts"),
+        ({**RECORD, "attempts": [1]}, "attempts"),
+        ({**RECORD, "complete": [{}]}, "complete"),
+        ({**RECORD, "selected": {"epoch": 1}}, "selected"),
+        ({**RECORD, "seconds": {"train": "long"}}, "seconds"),
+        ({**RECORD, "trials": "all"}, "trials"),
+    ],
+)
+def test_a_record_of_another_shape_is_refused(record: object, names: str, tmp_path: Path) -> None:
+    """In one paragraph; the other runs are listed beside it."""
+    store = open_store(str(tmp_path))
+    store.child("bad").write_json("run.json", record)
+    store.child("good").write_json("run.json", RECORD)
+    with pytest.raises(InputError, match=rf"bad/run.json is not what a run writes \({names} missing"):
+        open_run(str(tmp_path / "bad")).read_record()
+    listed = dict(list_runs(str(tmp_path)))
+    assert RECORD == listed["good"]
+    assert "unreadable" == listed["bad"]["status"]
+    assert "is not what a run writes" in listed["bad"]["error"]
+
+
 def test_runs_are_listed_and_opened(tmp_path: Path) -> None:
     """A folder with run.json is a run; others are not."""
     folder = _folder(tmp_path, "d")
-    folder.publish_json("run.json", {"status": "running"})
+    folder.publish_json("run.json", RECORD)
     (tmp_path / "other").mkdir()
-    open_store(str(tmp_path)).child("search").write_json("search.json", {"status": "finished"})
-    assert list(list_runs(str(tmp_path))) == [("run", {"status": "running"}), ("search", {"status": "finished"})]
-    assert open_run(str(tmp_path / "run")).read_record() == {"status": "running"}
+    other = {**RECORD, "status": "running"}
+    open_store(str(tmp_path)).child("search").write_json("search.json", other)
+    assert list(list_runs(str(tmp_path))) == [("run", RECORD), ("search", other)]
+    assert open_run(str(tmp_path / "run")).read_record() == RECORD
     with pytest.raises(InputError, match="no run folder"):
         open_run(str(tmp_path / "other"))

@@ -165,7 +165,7 @@ def test_errors_name_the_path(store: Store) -> None:
     with pytest.raises(MissingObjectError, match="nothing"):
         store.open_reader("nothing")
     store.write("torn", b"{")
-    with pytest.raises(StoreError, match="torn"):
+    with pytest.raises(InputError, match="torn"):
         store.read_json("torn")
 
 

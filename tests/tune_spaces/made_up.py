@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.runs import SEARCH, RunFolder
 from cluster.store import open_store
+from tests.records import RECORD
 from tests.tune_spaces.written import write_space
 from tune_spaces import ledger
 from tune_spaces.config import SearchConfig
@@ -98,13 +99,13 @@ def write_run(search: Search, task: Task, status: str, figures: dict[int, float]
     config = json.loads(json.dumps(task.config, default=lambda section: vars(section)))
     store.write("config.yaml", json.dumps(config).encode())
     record = {
+        **RECORD,
         "status": status,
         "selected": selected if status != "running" else None,
         "epochs": len(figures),
         "seconds": {"train": 1.0 * len(figures), "evaluate": 0.5},
         "worker_seconds": 10.0 * len(figures),
         "micro_batch_size": 64,
-        "complete": [],
     }
     store.write_json("run.json", {**record, **values})
 

@@ -16,6 +16,7 @@ from cluster.store import open_store
 from dataloading.dataset import SPLITS, Dataset
 from dataloading.splits import SPLIT_COLUMNS, split_of
 from tests.dataloading.loading.packed import encode_jpeg, speckled_picture, write_dataset
+from tests.records import RECORD
 from tests.xdist_train.evidence.made_up_run import draw_answers
 from tune_spaces.parts import Part, plan_parts
 from tune_spaces.repetition import RepeatPlan, Repetition
@@ -65,7 +66,7 @@ def write_part(folder: RunFolder, task: Task, dataset: Dataset, status: str = "f
     selected = {"epoch": 1, "step": 2, "metric": "balanced_accuracy", "value": 0.8}
     values = {"status": status, "selected": selected, "seconds": {}, "worker_seconds": 10.0, "epochs": 2}
     run.write("config.yaml", dump_yaml(task.config).encode())
-    run.write_json("run.json", {**values, "complete": keys, **record})
+    run.write_json("run.json", {**RECORD, **values, "complete": keys, **record})
 
 
 def open_repetition(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from cluster.config import load_config
 from cluster.errors import InputError
 from dataloading.dataset import Dataset
+from tests.records import RECORD
 from tests.tune_spaces.made_up_parts import write_small
 from tune_spaces.config import RepeatConfig
 from tune_spaces.repeat import _draft
@@ -85,7 +87,7 @@ def _started(dataset: Dataset, storage: Path, *settings: str, **record: Any) -> 
     draft = _draft("demo", _settings(dataset, storage, *settings))
     values = {"parts": [], "identity": draft.identity, "micro_batch_size": draft.prepared.micro_batch_size}
     draft.folder.claim()
-    draft.folder.publish_json("run.json", {**values, **record})
+    draft.folder.publish_json("run.json", {**RECORD, **values, **record})
 
 
 def test_a_taken_name_is_refused_and_says_what_is_there(small: Dataset, tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_a_taken_name_is_refused_and_says_what_is_there(small: Dataset, tmp_path
     _started(small, tmp_path, "folds=3")
     with pytest.raises(InputError, match=r"'r' is taken: .* holds a repetition.*run.resume=must"):
         _draft("demo", _settings(small, tmp_path, "folds=3"))
-    (tmp_path / "r" / "run.json").write_text('{"status": "finished"}')
+    (tmp_path / "r" / "run.json").write_text(json.dumps(RECORD))
     with pytest.raises(InputError, match="holds a run, not a repetition"):
         _draft("demo", _settings(small, tmp_path, "folds=3", "run.resume=auto"))
     (tmp_path / "r" / "search.json").write_text("{}")

@@ -22,6 +22,11 @@ def _facts(board: Leaderboard) -> list[tuple[Any, ...]]:
     return [(row.name, row.status, row.reason, row.figure, row.epochs, row.curve) for row in rows]
 
 
+def _outcomes(board: Leaderboard) -> list[tuple[str, str, str]]:
+    """Of each trial what it tried and how it ended, not how far it came."""
+    return [(row.name, row.status, row.reason) for row in sorted(board.rows, key=lambda row: row.number)]
+
+
 def test_all_trials_run_best_first(tmp_path: Path) -> None:
     """As many as asked for, the recipe's own first; the leaderboard is by figure."""
     search = open_search(tmp_path)
@@ -134,11 +139,37 @@ def test_a_verdict_stands_though_the_trial_was_faster(tmp_path: Path) -> None:
     assert outran > 0
     again = open_search(tmp_path / "fast", scheduler="asha", sampler="tpe", trials=14)
     for search in (fast, again):
-        rows = {row.number: row for row in search.board().rows}
-        assert [
-            (row.name, row.status, row.reason) for row in sorted(whole.board().rows, key=lambda row: row.number)
-        ] == [(rows[number].name, rows[number].status, rows[number].reason) for number in sorted(rows)]
-        assert {9} == {row.epochs for row in rows.values()}
+        assert _outcomes(whole.board()) == _outcomes(search.board())
+        assert {9} == {row.epochs for row in search.board().rows}
+
+
+@pytest.mark.parametrize("status", ["running", "stopped", "finished"])
+@pytest.mark.parametrize("heard", [True, False])
+def test_what_comes_after_a_lost_driver_is_as_if_it_lived(status: str, heard: bool, tmp_path: Path) -> None:
+    """The trial that it would have stopped, or had stopped, went on without it, by as many epochs as there was time."""
+    whole = open_search(tmp_path / "whole", scheduler="asha", sampler="tpe", trials=14)
+    run_all(whole)
+    search = open_search(tmp_path / "killed", scheduler="asha", sampler="tpe", trials=14)
+    stopped = min(row.number for row in whole.board().rows if row.status == "pruned")
+    for _ in range(stopped):
+        task = search.next()
+        assert task is not None
+        run_task(search, task)
+    task = search.next()
+    assert task is not None
+    curve = {epoch: figure_of(task.config, epoch) for epoch in range(1, 10)}
+    if heard:
+        for epoch in (1, 2, 3):
+            search.report(task.name, epoch, curve[epoch])
+    write_run(search, task, status, curve)
+    again = open_search(tmp_path / "killed", scheduler="asha", sampler="tpe", trials=14)
+    while (task := again.next()) is not None:
+        if again.is_pruned(task.name):
+            write_run(again, task, "pruned", curve)
+            again.end(task.name)
+        else:
+            run_task(again, task)
+    assert _outcomes(whole.board()) == _outcomes(again.board())
 
 
 def test_a_verdict_outlives_its_driver_though_the_trial_was_faster(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cluster.errors import InputError, StoreError
-from cluster.runs import RUN, evaluation_key, predictions_key
+from cluster.runs import evaluation_key, predictions_key, read_record
 from cluster.store import Store
 from dataloading.dataset import open_dataset
 from xdist_train.evidence.metrics import Scores
@@ -50,7 +50,7 @@ def read_answers(run: Store, split: str) -> SplitAnswers:
     Raises:
         InputError: not evaluated yet, or what is there cannot be read.
     """
-    record = run.read_json(RUN)
+    record = read_record(run)
     if evaluation_key(split) not in record["complete"]:
         done = [name.removeprefix("evaluation/").removesuffix(".json") for name in record["complete"]]
         there = ", ".join(name for name in done if evaluation_key(name) in record["complete"]) or "none"

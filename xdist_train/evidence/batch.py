@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.errors import InputError, MissingObjectError, StoreRefusedError
-from cluster.runs import RUN, evaluation_key
+from cluster.runs import RUN, evaluation_key, read_record
 from cluster.store import Store, open_parent, open_store
 from dataloading.loading.executor import UndecodableError
 from dataloading.packing.images import FILE_LIMIT_BYTES, IMAGE_SUFFIXES
@@ -142,7 +142,7 @@ def _is_image(path: PurePosixPath) -> bool:
 
 def _rule(uri: str, description: ModelDescription, wish: Wish | None, defer_below: float) -> Rule:
     run = open_store(uri)
-    if run.exists(RUN) and (wish or defer_below or evaluation_key("val") in run.read_json(RUN)["complete"]):
+    if run.exists(RUN) and (wish or defer_below or evaluation_key("val") in read_record(run)["complete"]):
         val = read_answers(run, "val")
         require_same_classes(description, val.classes, run.locate(evaluation_key("val")))
         return learn_rule(val, wish, defer_below)

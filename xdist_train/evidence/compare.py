@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cluster.config import load_config
 from cluster.errors import InputError
-from cluster.runs import RUN, open_run, read_config
+from cluster.runs import open_run, read_config, read_record
 from cluster.store import Store
 from cluster.terminal import printable
 from dataloading.dataset import SPLITS
@@ -125,4 +125,4 @@ def _patients(stores: Sequence[Store], answers: SplitAnswers) -> list[str] | Non
 
 
 def _record(store: Store) -> dict[str, Any]:
-    return dict(store.read_json(RUN))
+    return read_record(store)

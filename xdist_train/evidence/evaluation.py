@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cluster.config import load_config
 from cluster.errors import InputError
-from cluster.runs import RUN, evaluation_key, is_silent, predictions_key, read_config
+from cluster.runs import RUN, evaluation_key, is_silent, predictions_key, read_config, read_record
 from cluster.store import Store, open_store
 from cluster.world import World
 from dataloading.config import LoaderConfig
@@ -92,7 +92,7 @@ def run_evaluation(model_uri: str, split: str, data_uri: str = "") -> dict[str, 
         raise InputError(f"--split {split!r}: splits are {', '.join(SPLITS)}.")
     store = open_store(model_uri)
     is_run = store.exists(RUN)
-    record = store.read_json(RUN) if is_run else {}
+    record = read_record(store) if is_run else {}
     if is_run and record["status"] == "running" and not is_silent(record):
         raise InputError(f"{model_uri!r} is still running (see `xdist-train runs`). Evaluate it when it has ended.")
     model, description = load_model(model_uri)
@@ -149,7 +149,7 @@ def _write(store: Store, split: str, evidence: Evidence) -> None:
     objects = evidence.objects(split)
     for key, data in objects.items():
         store.write(key, data)
-    record = store.read_json(RUN)
+    record = read_record(store)
     record["complete"] = sorted({*record["complete"], *objects})
     record["test_evaluations"] += split == "test"
     store.write_json(RUN, record)

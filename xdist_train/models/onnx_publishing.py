@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from cluster.runs import ONNX, RUN, add_object, require_ended
+from cluster.runs import ONNX, RUN, add_object, read_record, require_ended
 from cluster.store import open_parent, open_store
 from xdist_train.models.export import find_model, load_model
 from xdist_train.models.onnx_file import build_onnx
@@ -29,7 +29,7 @@ def publish_onnx(uri: str, out: str = "") -> str:
     run, name = open_store(uri), PurePosixPath(ONNX).name
     is_run = run.exists(RUN)
     if is_run and not out:
-        require_ended(run.read_json(RUN), uri)
+        require_ended(read_record(run), uri)
     target, key = open_parent(out) if out else (find_model(uri)[0], name)
     data = build_onnx(*load_model(uri))
     if is_run and not out:

@@ -1,6 +1,6 @@
 """What Ray Train's controller does with the group of workers, told to the monitor; and an end to waiting.
 
-The only file that knows the insides of Ray Train's controller. Runs in the controller's process.
+The only file that knows the states of Ray Train's controller. Runs in the controller's process.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import time
 from typing import Any
 
 import ray
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import (
@@ -25,19 +23,10 @@ from ray.train.v2._internal.execution.controller.state import (
 from xdist_train.training.job import words_of
 from xdist_train.training.messages import STOPPED, Failure
 
-__all__ = ["GroupEvents", "LoneConfig"]
+__all__ = ["GroupEvents"]
 
 _WAITING = (InitializingState, ReschedulingState, RestartingState, SchedulingState)
 _PAUSE_S = 0.5
-
-
-class LoneConfig(TorchConfig):  # type: ignore[misc]
-    """Of one worker on a CPU: it meets nobody, and a process group has a thread that looks for news all the time."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        """What Ray sets up in the workers before they train: nothing."""
-        return Backend  # type: ignore[no-any-return]
 
 
 class GroupEvents(ControllerCallback):  # type: ignore[misc]

@@ -99,7 +99,8 @@ def build_trainer(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from xdist_train.training.group_events import GroupEvents, LoneConfig
+    from xdist_train.training.group_events import GroupEvents
+    from xdist_train.training.process_group import process_group
     from xdist_train.training.worker import WorkerOrder, run_worker
 
     scale, folder = config.scale, prepared.folder
@@ -118,7 +119,7 @@ def build_trainer(
     return TorchTrainer(
         run_worker,
         train_loop_config={"order": order},
-        torch_config=LoneConfig() if scale.most == 1 and not use_gpu else None,
+        torch_config=process_group(scale.most, use_gpu=use_gpu),
         scaling_config=ScalingConfig(
             num_workers=(scale.least, scale.most) if elastic else scale.most,
             use_gpu=use_gpu,

@@ -249,9 +249,10 @@ def _replicate(module: nn.Module, world: World, train: TrainConfig) -> nn.Module
 
 
 def _laid_out(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimiser's state dict whose moments lie in memory as their parameters do.
+    """An optimiser's state dict for this optimiser: in its form, its moments in memory as their parameters are.
 
-    The fused form on a CPU goes through both by their place in memory and looks at neither shape nor strides.
+    A saved state may be of another form (an earlier version's, or another device's), which torch would take over by
+    half. The fused form on a CPU goes through both by their place in memory and looks at neither shape nor strides.
 
     Raises:
         ValueError: a moment has another shape than its parameter, or there are other parameters.
@@ -266,7 +267,9 @@ def _laid_out(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[s
                     raise ValueError(f"{name} of parameter {index} has shape {tuple(value.shape)}")
                 value = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
             laid_out.setdefault(index, {})[name] = value
-    return {**state, "state": laid_out}
+    forms = [{name: group[name] for name in ("foreach", "fused")} for group in optimizer.param_groups]
+    groups = [{**group, **form} for group, form in zip(state["param_groups"], forms, strict=True)]
+    return {"state": laid_out, "param_groups": groups}
 
 
 def _micro_batch_seed(seed: int, batch: Batch) -> int:

@@ -19,6 +19,9 @@ def runs_table(found: dict[str, dict[str, Any]]) -> Table:
     for heading in ("run", "status", "selected", "workers", "last heard of"):
         table.add_column(heading, no_wrap=heading == "run")
     for name, record in found.items():
+        if "error" in record:
+            table.add_row(printable(name), record["status"], "-", "-", "-")
+            continue
         heard = datetime.fromtimestamp(record["heartbeat"]).strftime("%Y-%m-%d %H:%M:%S")
         table.add_row(printable(name), _status(record), _selected(record), _size(record), heard)
     return table
@@ -27,7 +30,7 @@ def runs_table(found: dict[str, dict[str, Any]]) -> Table:
 def _size(record: dict[str, Any]) -> str:
     """Workers, or what it is made of."""
     made_of = next((what for what in ("trials", "parts") if what in record), None)
-    return f"{len(record[made_of])} {made_of}" if made_of else str(record["attempts"][-1]["workers"])
+    return f"{len(record[made_of])} {made_of}" if made_of else str(record["attempts"][-1].get("workers", "-"))
 
 
 def _status(record: dict[str, Any]) -> str:

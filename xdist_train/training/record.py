@@ -31,7 +31,7 @@ class RunRecord:
     _failed: bool = field(default=False)
 
     @cached_property
-    def _quick(self) -> RunFolder:
+    def quick(self) -> RunFolder:
         """The same folder for one who cannot wait for a storage that is away."""
         return replace(self.folder, store=open_store(self.folder.store.uri, _QUICK_RETRY_S))
 
@@ -49,7 +49,7 @@ class RunRecord:
         pause_s = _HEARTBEAT_S if same or self._failed else 0.0
         if time.monotonic() - self._tried < pause_s:
             return
-        self._publish(self._quick, changes)
+        self._publish(self.quick, changes)
 
     def _publish(self, folder: RunFolder, changes: dict[str, Any]) -> None:
         self.values |= {**changes, "heartbeat": time.time()}

@@ -67,7 +67,9 @@ class RunningFigures:
         figures = torch.lerp(mean, self._before, self._kept**total)
         parts = figures.split([buffer.numel() for buffer in self._buffers])
         torch._foreach_copy_(self._buffers, parts)
-        for module in self._moving if self._world.size > 1 else ():
+        if self._world.size == 1:  # the module has counted all of them itself
+            return
+        for module in self._moving:
             cast(Tensor, module.num_batches_tracked).add_((total - count).long())
 
 

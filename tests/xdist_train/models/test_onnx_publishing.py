@@ -20,6 +20,7 @@ from dataloading.loading.batch import normalise
 from dataloading.loading.executor import ExecutorSpec
 from dataloading.loading.opencv import OpenCVExecutor
 from dataloading.packing.images import read_file, read_image
+from tests.records import RECORD
 from xdist_train import verbs
 from xdist_train.config import ModelConfig
 from xdist_train.evidence.predict import predict_images
@@ -49,7 +50,7 @@ def _write_run(folder: Path, backbone: str = "small_cnn", size: int = 32, **reco
     torch.manual_seed(0)
     store, config = open_store(str(folder)), ModelConfig(backbone=backbone)
     model = build_model(config, len(_CLASSES)).eval()
-    store.write_json("run.json", {"status": "finished", "complete": ["config.yaml"], **record})
+    store.write_json("run.json", {**RECORD, "complete": ["config.yaml"], **record})
     _publish(store, model, config, size)
     return store, model
 

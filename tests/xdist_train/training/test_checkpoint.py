@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from xdist_train.training.checkpoint import (
     parse_checkpoint_name,
 )
 from xdist_train.training.loop import Job, run_loop
+from xdist_train.training.optim import build_optimizer
 from xdist_train.training.state import TrainState
 
 _POSITIONS = st.builds(Position, st.integers(0, 9999), st.integers(0, 10**7), st.integers(1, 999))
@@ -71,6 +73,42 @@ def test_moments_lie_as_their_parameters_do(name: str, tmp_path: Path) -> None:
     ]
     assert not all(parameter.is_contiguous() for parameter in job.learner.model.parameters())
     assert [left for left, _ in strides] == [right for _, right in strides]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_a_checkpoint_of_another_form_goes_on_in_this_one(name: str) -> None:
+    """As earlier versions wrote it, or a GPU's; a scaler of gradients works with it."""
+    job, _ = _trained(name)
+    forms = [(group["foreach"], group["fused"]) for group in job.learner.optimizer.param_groups]
+    model, optimizer, scaler = job.learner.state()
+    groups = [{**group, "foreach": True, "fused": None} for group in optimizer["param_groups"]]
+    job.learner.load(model, {**optimizer, "param_groups": groups}, scaler, {})
+    assert forms == [(group["foreach"], group["fused"]) for group in job.learner.optimizer.param_groups]
+    before = [parameter.clone() for parameter in job.learner.model.parameters()]
+    scaling = torch.amp.GradScaler("cpu")
+    sum(parameter.sum() for parameter in job.learner.model.parameters()).backward()  # type: ignore[union-attr]
+    scaling.scale(torch.zeros((), requires_grad=True)).backward()
+    scaling.step(job.learner.optimizer)
+    assert all((left != right).any() for left, right in zip(before, job.learner.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_a_first_step_that_overflows_leaves_nothing(name: str) -> None:
+    """Mixed precision starts with a scale that is too large; the step after it is as if it had been the first."""
+    job, _ = _trained(name)
+    weights = []
+    for overflows in (False, True):
+        model = copy.deepcopy(job.learner.model)
+        optimizer = build_optimizer(model, OptimConfig(name=name, lr=1e-3))  # type: ignore[arg-type]
+        scaling = torch.amp.GradScaler("cpu", init_scale=1.0)
+        for gradient in (torch.inf, 1.0) if overflows else (1.0,):
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, gradient)
+            scaling.scale(torch.zeros(()))
+            scaling.step(optimizer)
+            scaling.update(1.0)
+        weights.append([parameter.tolist() for parameter in model.parameters()])
+    assert weights[0] == weights[1]
 
 
 def test_a_moment_of_another_shape_is_refused(tmp_path: Path) -> None:

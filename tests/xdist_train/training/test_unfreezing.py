@@ -95,3 +95,19 @@ def test_stages_learn_from_their_epoch_on(one_worker: dict[str, Any], folder: Pa
     assert set() == {name for name in first if torch.equal(boundary[name], after[name])}
     steps = one_worker["whole"]["steps"]
     assert {name: 4 if name in held else 8 for name in steps} == steps
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_what_learns_later_learns_in_the_group_of_what_learned_before(name: str, tmp_path: Path) -> None:
+    """Without rates by stage they are one group: some of its parameters have moments at the boundary, some none."""
+    job = make_job(
+        World(),
+        model=ModelConfig(backbone="small_cnn", freeze="stages:2", unfreeze_epoch=2),
+        optim=OptimConfig(name=name, lr=1e-3),  # type: ignore[arg-type]
+        train=TrainConfig(epochs=2, batch_size=52),
+        micro_batch_size=26,
+    )
+    before = {key: value.clone() for key, value in job.learner.model.named_parameters()}
+    outcome = run_loop(job, TrainState(), FolderReporter())
+    assert "finished" == outcome.status
+    assert all((value != before[key]).any() for key, value in job.learner.model.named_parameters())

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from cluster.errors import InputError, RunFailedError
 from cluster.processes import KEEPS_FREED_MEMORY
-from cluster.runs import CAM_IMAGES, CAM_MAPS, CAM_OVERLAYS, CAM_SUMMARY, RUN, cam_part_key
+from cluster.runs import CAM_IMAGES, CAM_MAPS, CAM_OVERLAYS, CAM_SUMMARY, RUN, cam_part_key, read_record
 from cluster.session import ClusterResources, cluster_resources, connect, worker_slots
 from cluster.terminal import progress_bar
 from xdist_train.config import CamConfig
@@ -110,7 +110,7 @@ def _pending_parts(request: CamRequest) -> list[int]:
 def _list_in_record(request: CamRequest, keys: Iterable[str]) -> None:
     """Name what of this job may be read in `run.json`, and nothing else of it."""
     store, folder = request.run.store, request.order.folder
-    record = store.read_json(RUN)
+    record = read_record(store)
     others = {key for key in record["complete"] if not key.startswith(f"{folder}/")}
     complete = sorted(others | {f"{folder}/{key}" for key in keys})
     if complete != record["complete"]:
