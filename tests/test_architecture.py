@@ -61,7 +61,9 @@ def test_the_loop_and_the_search_know_no_ray() -> None:
     users = {
         str(path.relative_to(_ROOT)) for path in _modules() if "ray" in {name.split(".")[0] for name in _imports(path)}
     }
-    training = {f"xdist_train/training/{name}.py" for name in ("job", "group_events", "worker", "gauges")}
+    training = {
+        f"xdist_train/training/{name}.py" for name in ("job", "group_events", "process_group", "worker", "gauges")
+    }
     search = {f"tune_spaces/{name}.py" for name in ("tuner", "trial")}
     explaining = {"xdist_train/evidence/cams/job.py"}
     assert {f"cluster/{name}.py" for name in ("access", "jobs", "session")} | explaining | training | search == users

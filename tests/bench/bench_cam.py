@@ -37,6 +37,7 @@ from dataloading.loading.plan import evaluation_requests
 from tests.bench.peer_env import peer, peer_versions
 from tests.bench.results import BenchSkippedError, Row, compare, measured, versions
 from tests.dataloading.loading.packed import find_real_oct_files, write_dataset
+from tests.records import RECORD
 from xdist_train.config import CamConfig, Config, ModelConfig
 from xdist_train.evidence.cams.request import read_request
 from xdist_train.evidence.cams.worker import CamOrder, CamWorker
@@ -150,7 +151,7 @@ def _write_run(files: list[Path], folder: Path) -> str:
     )
     save_model(store, build_model(config, 4).state_dict(), description)
     store.write(CONFIG, dump_yaml(Config(data=DataConfig(uri=dataset.store.uri), model=config)).encode())
-    store.write_json(RUN, {"status": "finished", "complete": []})
+    store.write_json(RUN, RECORD)
     return store.uri
 
 

@@ -32,7 +32,9 @@ RESULTS_PATH = Path(__file__).parent / "RESULTS.md"
 _HEAD = """# Results
 
 Every performance claim of this project is a row here. Sections between markers are written by
-`python -m tests.bench`; spread is the least and the most of n rounds. The ratio is ours over theirs.
+`python -m tests.bench`; spread is the least and the most of n rounds. The ratio is ours over theirs. Ratios are
+taken in one run, contenders in turns; absolute figures of different sections were measured on different days, and hosts
+that share a name may differ by a factor of two.
 """
 
 

@@ -20,6 +20,7 @@ from dataloading.dataset import Dataset, open_dataset
 from dataloading.packing.pack import run_pack
 from dataloading.packing.phantom import PhantomConfig, run_phantom
 from tests.dataloading.loading.packed import encode_jpeg, speckled_picture, write_dataset
+from tests.records import RECORD
 from xdist_train.config import CamConfig, Config, ModelConfig
 from xdist_train.evidence.cams.faithfulness import REMOVALS
 from xdist_train.evidence.cams.localisation import BLOB, MEAN_MAP
@@ -75,7 +76,7 @@ def _write_run(folder: Path, data: Dataset, model: ModelConfig, *, split: str = 
         data=DataConfig(uri=data.store.uri), model=model, loader=LoaderConfig(cache_dir=f"{store.uri}-cache")
     )
     store.write(CONFIG, dump_yaml(config).encode())
-    store.write_json(RUN, {"status": "finished", "complete": [], "test_evaluations": 0})
+    store.write_json(RUN, {**RECORD, "test_evaluations": 0})
     return store
 
 
