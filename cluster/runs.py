@@ -185,9 +185,7 @@ _ALWAYS_THERE: dict[str, Callable[[Any], bool]] = {
     "complete": _is_list_of(str),
 }
 _WHERE_THERE: dict[str, Callable[[Any], bool]] = {
-    "selected": lambda value: (
-        value is None or (isinstance(value, dict) and {"epoch", "metric", "value"} <= value.keys())
-    ),
+    "selected": _is_selection,
     "seconds": lambda value: _is_number(value) or (isinstance(value, dict) and all(map(_is_number, value.values()))),
     "epochs": _is_number,
     "worker_seconds": _is_number,

@@ -1,6 +1,6 @@
 """What a run costs beside its arithmetic: CPU time of a step, ours on Ray against a plain torchrun script.
 
-ResNet-18 at 96 px, 8 images a worker: a small step, so that what is not arithmetic shows. Both decode the same real
+ResNet-18 at 96 px, 8 images a worker: a small step, so that what is not arithmetic shows. All decode the same real
 OCT files by the same functions (`plain_training.py`), keep freed memory by the same environment, and compute on one
 thread a worker; one of the two scripts has the optimiser's fused form too, so that what is left is not the
 optimiser's. Ours is a whole run: loader with its threads, plan, records, signs of life, progress, gauges. All

@@ -98,7 +98,7 @@ def test_stages_learn_from_their_epoch_on(one_worker: dict[str, Any], folder: Pa
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
-def test_what_learns_later_learns_in_the_group_of_what_learned_before(name: str, tmp_path: Path) -> None:
+def test_what_learns_later_learns_in_the_group_of_what_learned_before(name: str) -> None:
     """Without rates by stage they are one group: some of its parameters have moments at the boundary, some none."""
     job = make_job(
         World(),
