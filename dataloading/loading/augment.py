@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from dataloading.config import AugmentConfig
 
-__all__ = ["Augmentation", "View", "draw_augmentation", "plain_view"]
+__all__ = ["Augmentation", "View", "draw_augmentation", "draw_uniforms", "plain_view"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -106,16 +106,9 @@ def plain_view(view: View, widths: Integers, heights: Integers) -> Augmentation:
 
 
 def draw_augmentation(
-    config: AugmentConfig,
-    view: View,
-    widths: Integers,
-    heights: Integers,
-    *,
-    seed: int,
-    epoch: int,
-    start: int,
+    config: AugmentConfig, view: View, widths: Integers, heights: Integers, uniforms: Floats
 ) -> Augmentation:
-    """The augmentation of the draws at positions start, start + 1, ... of an epoch.
+    """The augmentation of some draws by their uniforms.
 
     A crop lies inside the view that evaluation shows, keeps a uniform share of its area, and changes its
     aspect ratio log-uniformly as far as that share leaves room. Zoom makes both sides of the crop longer or
@@ -128,11 +121,8 @@ def draw_augmentation(
         view: what the model is to see.
         widths: int64 [n], pixels of the source pictures.
         heights: int64 [n].
-        seed: of the run.
-        epoch: of the draws.
-        start: position of the first draw in its epoch.
+        uniforms: float64 [slots, n] of `draw_uniforms`; those of several stretches of positions may lie side by side.
     """
-    uniforms = _uniforms(seed, epoch, start, len(widths))
     box = _zoom(config, _crop(config, _fitted_box(view, widths, heights), uniforms), uniforms)
     angles = np.radians(config.rotation_degrees) * (2 * uniforms[_Slot.ROTATION] - 1)
     across = np.where(uniforms[_Slot.FLIP] < config.flip, -1.0, 1.0)
@@ -142,8 +132,8 @@ def draw_augmentation(
     return Augmentation(matrices, gains, shifts, _reductions(view, box), widths, heights)
 
 
-def _uniforms(seed: int, epoch: int, start: int, count: int) -> Floats:
-    """Uniforms in [0, 1) of `count` positions: float64 [slots, count].
+def draw_uniforms(seed: int, epoch: int, start: int, count: int) -> Floats:
+    """The chance of the draws at positions start, start + 1, ... of an epoch: float64 [slots, count] in [0, 1).
 
     Built from the generator's raw words, which NumPy promises never to change.
     """

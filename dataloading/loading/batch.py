@@ -15,6 +15,8 @@ import torch
 
 __all__ = ["Batch", "normalise"]
 
+_BLOCK_BYTES = 1 << 21  # of one channel: about what a core keeps in its own cache
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -50,6 +52,7 @@ def normalise(
     std: Sequence[float],
     channels: int = 3,
     dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format | None = None,
 ) -> torch.Tensor:
     """`(images / 255 - mean) / std` as one multiply and one add, in place, on the images' device.
 
@@ -57,8 +60,8 @@ def normalise(
     than 1 / sqrt(their number), which a blank picture would need (as `tf.image.per_image_standardization` of pixels
     in [0, 1]).
 
-    One channel is expanded to `channels` last, without a copy where mean and std have one figure: the result
-    is then a view, and the caller decides on `contiguous`. bfloat16 and float16 are rounded once, at the end.
+    One channel is expanded to `channels` last: without a copy where mean and std have one figure and no
+    `memory_format` is asked for. bfloat16 and float16 are rounded once, at the end.
 
     Args:
         images: uint8 [n, C, S, S], C either 1 or `channels`.
@@ -66,6 +69,7 @@ def normalise(
         std: as `mean`.
         channels: of the result.
         dtype: of the result.
+        memory_format: in which the result is dense; None: however it comes, a view perhaps.
 
     Returns:
         dtype [n, channels, S, S].
@@ -73,22 +77,42 @@ def normalise(
     assert images.shape[1] in (1, channels), f"{images.shape[1]} channels cannot become {channels}"
     assert len(mean) == len(std), f"{len(mean)} means, {len(std)} standard deviations"
     assert len(mean) in (0, 1, channels), f"{len(mean)} means for {channels} channels"
+    shape = (len(images), channels, *images.shape[2:])
     wide = torch.float64 if dtype == torch.float64 else torch.float32
+    plain = images.device.type == "cpu" and memory_format == torch.contiguous_format
+    if plain and dtype == wide and len(mean) < 2:
+        return _normalised_plane_by_plane(images, mean, std, torch.empty(shape, dtype=dtype))
     result = images.to(wide)
-    if not mean:
-        result = _standardised(result.div_(255))
-    elif len(mean) == 1:
-        result = result.mul_(1 / (255 * std[0])).sub_(mean[0] / std[0])
+    if len(mean) < 2:
+        _normalise_in_place(result, mean, std)
     else:
         scale, bias = _affine(tuple(mean), tuple(std), images.device, wide)
         result = torch.addcmul(bias, result, scale)
-    return result.to(dtype).expand(-1, channels, -1, -1)
+    result = result.to(dtype).expand(shape)
+    return result if memory_format is None else result.contiguous(memory_format=memory_format)
 
 
-def _standardised(pixels: torch.Tensor) -> torch.Tensor:
-    """Each picture of float [n, C, S, S] by its own figures, in place."""
-    std, mean = torch.std_mean(pixels, dim=(1, 2, 3), correction=0, keepdim=True)
-    return pixels.sub_(mean).div_(std.clamp_min_(pixels[0].numel() ** -0.5))
+def _normalised_plane_by_plane(
+    images: torch.Tensor, mean: Sequence[float], std: Sequence[float], result: torch.Tensor
+) -> torch.Tensor:
+    """`result`, filled: the first channel is normalised where it lies, and copied to the others while in the cache."""
+    channels = images.shape[1]
+    block = max(1, _BLOCK_BYTES // (result.element_size() * images.shape[1:].numel()))
+    for pictures, target in zip(images.split(block), result.split(block), strict=True):
+        first = target[:, :channels].copy_(pictures)
+        _normalise_in_place(first, mean, std)
+        for channel in range(channels, result.shape[1]):
+            target[:, channel].copy_(first[:, 0])
+    return result
+
+
+def _normalise_in_place(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Gray levels, float [n, C, S, S], by one mean for all channels or by each picture's own figures."""
+    if mean:
+        pixels.mul_(1 / (255 * std[0])).sub_(mean[0] / std[0])
+        return
+    own_std, own_mean = torch.std_mean(pixels.div_(255), dim=(1, 2, 3), correction=0, keepdim=True)
+    pixels.sub_(own_mean).div_(own_std.clamp_min_(pixels.shape[1:].numel() ** -0.5))
 
 
 @lru_cache(maxsize=16)

@@ -6,9 +6,9 @@ Knows the numbers of an augmentation, not where they come from.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,7 +27,6 @@ from dataloading.loading.executor import (
 
 __all__ = ["OpenCVExecutor", "decode"]
 
-_CHUNKS_PER_THREAD = 2  # of several, so that the last chunk of a batch leaves none idle for long
 _WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 _DECODE = {
     (1, 1): cv2.IMREAD_GRAYSCALE,
@@ -55,17 +54,16 @@ class OpenCVExecutor:
         self._pool = ThreadPoolExecutor(spec.threads, thread_name_prefix="opencv")
 
     def submit(self, pictures: Sequence[Encoded | Decoded], augmentation: Augmentation) -> OpenCVPending:
-        """Start a batch on the pool, in chunks."""
+        """Start a batch on the pool, in one chunk a thread."""
         images = self._empty_batch(len(pictures))
-        pixels = images.numpy()
+        pixels, draws = images.numpy(), _draws(augmentation)
         execute = _execute_decoded if self._spec.decoded else _execute
-        num_chunks = self._spec.threads * _CHUNKS_PER_THREAD if self._spec.threads > 1 else 1
-        chunk = -(-len(pictures) // num_chunks)
+        chunk = -(-len(pictures) // self._spec.threads)
         futures = [
             self._pool.submit(
                 execute,
                 pictures[start : start + chunk],
-                augmentation.part(start, start + chunk),
+                draws[start : start + chunk],
                 pixels[start : start + chunk],
                 start,
             )
@@ -92,6 +90,7 @@ class OpenCVPending:
 
     def result(self) -> torch.Tensor:
         """The batch, uint8 [n, C, S, S] (RGB lies in channels-last memory)."""
+        wait(self.futures)  # wakes this thread once, not once a chunk: each time it takes the lock from those at work
         for future in self.futures:
             future.result()
         return self.images
@@ -102,26 +101,58 @@ class OpenCVPending:
             future.cancel()
 
 
-def _execute(encoded: Sequence[Encoded], augmentation: Augmentation, pixels: Encoded, first: int) -> None:
-    """Fill `pixels`, uint8 [n, S, S, C]; `first` is the chunk's position in its batch."""
-    encoded = list(encoded)  # read here, by one thread of many
-    reductions = [int(r) if is_jpeg(data) else 1 for data, r in zip(encoded, augmentation.reductions, strict=True)]
-    matrices, tones = index_matrices(augmentation.matrices, np.array(reductions)), _tones(augmentation)
-    for number, data in enumerate(encoded):
-        picture = decode(data, pixels.shape[3], reductions[number], first + number)
-        _check_size(picture, augmentation, number, reductions[number], first)
-        _warp(picture, matrices[number], pixels[number])
-        if pixels.shape[3] == 3:
-            cv2.cvtColor(pixels[number], cv2.COLOR_BGR2RGB, dst=pixels[number])
-        _tone(pixels[number], *tones[number])
+class _Draw(NamedTuple):
+    """One picture's numbers, as Python has them: NumPy's calls on one number each would cost more than the numbers.
+
+    matrix: float64 [2, 3], output to decoded picture, as `index_matrices`.
+    reduction: at which a JPEG is decoded.
+    width, height: pixels at full scale.
+    gain, shift: of the tone, the shift in gray levels.
+    """
+
+    matrix: npt.NDArray[np.float64]
+    reduction: int
+    width: int
+    height: int
+    gain: float
+    shift: float
+
+    def at_full_scale(self) -> _Draw:
+        """The same numbers for a picture that cannot be decoded at a reduced scale."""
+        matrix = self.reduction * self.matrix
+        matrix[:, 2] += 0.5 * (self.reduction - 1)
+        return self._replace(matrix=matrix, reduction=1)
 
 
-def _execute_decoded(pictures: Sequence[Decoded], augmentation: Augmentation, pixels: Encoded, first: int) -> None:
+def _draws(augmentation: Augmentation) -> list[_Draw]:
+    matrices = index_matrices(augmentation.matrices, augmentation.reductions)
+    columns = (augmentation.reductions, augmentation.widths, augmentation.heights, augmentation.gains)
+    numbers = zip(matrices, *(column.tolist() for column in columns), (255 * augmentation.shifts).tolist(), strict=True)
+    return [_Draw._make(draw) for draw in numbers]
+
+
+def _execute(encoded: Sequence[Encoded], draws: Sequence[_Draw], pixels: Encoded, first: int) -> None:
+    """Fill `pixels`, uint8 [n, S, S, C]; `first` is the chunk's position in its batch.
+
+    Each picture is read when its turn comes, so that its bytes are still in the cache when it is decoded.
+    """
+    channels = pixels.shape[3]
+    for number, (data, draw, target) in enumerate(zip(encoded, draws, pixels, strict=True)):
+        if draw.reduction > 1 and not is_jpeg(data):
+            draw = draw.at_full_scale()
+        picture = decode(data, channels, draw.reduction, first + number)
+        _check_size(picture, draw, first + number)
+        _warp(picture, draw, target)
+        if channels == 3:
+            cv2.cvtColor(target, cv2.COLOR_BGR2RGB, dst=target)
+        _tone(target, draw)
+
+
+def _execute_decoded(pictures: Sequence[Decoded], draws: Sequence[_Draw], pixels: Encoded, first: int) -> None:
     """`_execute` for pictures that are decoded already, and RGB."""
-    matrices, tones = index_matrices(augmentation.matrices, augmentation.reductions), _tones(augmentation)
-    for number, picture in enumerate(pictures):
-        _warp(picture, matrices[number], pixels[number])
-        _tone(pixels[number], *tones[number])
+    for picture, draw, target in zip(pictures, draws, pixels, strict=True):
+        _warp(picture, draw, target)
+        _tone(target, draw)
 
 
 def decode(data: Encoded, channels: int, reduction: int, position: int) -> Decoded:
@@ -140,24 +171,19 @@ def decode(data: Encoded, channels: int, reduction: int, position: int) -> Decod
     return decoded
 
 
-def _check_size(picture: Decoded, augmentation: Augmentation, number: int, reduction: int, first: int) -> None:
-    width, height = int(augmentation.widths[number]), int(augmentation.heights[number])
-    if picture.shape[:2] != (-(-height // reduction), -(-width // reduction)):
+def _check_size(picture: Decoded, draw: _Draw, position: int) -> None:
+    reduction = draw.reduction
+    if picture.shape[:2] != (-(-draw.height // reduction), -(-draw.width // reduction)):
         found = f"{picture.shape[1]} x {picture.shape[0]} pixels at scale 1/{reduction}"
-        raise UndecodableError(first + number, f"it has {found}, but the manifest says {width} x {height}")
+        raise UndecodableError(position, f"it has {found}, but the manifest says {draw.width} x {draw.height}")
 
 
-def _warp(picture: Decoded, matrix: npt.NDArray[np.float64], pixels: Encoded) -> None:
-    size = pixels.shape[0]
-    cv2.warpAffine(picture, matrix, (size, size), dst=pixels, flags=_WARP)
+def _warp(picture: Decoded, draw: _Draw, target: Encoded) -> None:
+    size = target.shape[0]
+    cv2.warpAffine(picture, draw.matrix, (size, size), dst=target, flags=_WARP)
 
 
-def _tones(augmentation: Augmentation) -> list[tuple[float, float]]:
-    """Gains, and shifts in gray levels."""
-    return list(zip(augmentation.gains.tolist(), (255 * augmentation.shifts).tolist(), strict=True))
-
-
-def _tone(pixels: Encoded, gain: float, shift: float) -> None:
+def _tone(target: Encoded, draw: _Draw) -> None:
     """Gain times the pixels plus the shift, in place, rounded, within 0 and 255; half of a table's time for gray."""
-    if (gain, shift) != (1, 0):
-        cv2.addWeighted(pixels, gain, pixels, 0, shift, dst=pixels)
+    if (draw.gain, draw.shift) != (1, 0):
+        cv2.addWeighted(target, draw.gain, target, 0, draw.shift, dst=target)

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from dataloading.config import AugmentConfig, LoaderConfig
 from dataloading.loading import opencv
-from dataloading.loading.augment import View, draw_augmentation
+from dataloading.loading.augment import View, draw_augmentation, draw_uniforms
 from dataloading.loading.batch import normalise
 from dataloading.loading.cache import Split, open_split
 from dataloading.loading.loader import Loader, build_view
@@ -222,7 +222,7 @@ def _uint8(loader: Loader, split: Split) -> Iterator[torch.Tensor]:
 
 
 def _floats(loader: Loader, split: Split) -> Iterator[torch.Tensor]:
-    return (normalise(images, MEAN, STD).contiguous() for images in _uint8(loader, split))
+    return (normalise(images, MEAN, STD, memory_format=torch.contiguous_format) for images in _uint8(loader, split))
 
 
 class _OwnImages(torch.utils.data.Dataset[torch.Tensor]):
@@ -240,7 +240,7 @@ class _OwnImages(torch.utils.data.Dataset[torch.Tensor]):
         records = self._split.records(np.array([row]))
         augmentation = _draw(self._view, records, row)
         pixels = np.empty((1, SIZE, SIZE, 1), np.uint8)
-        opencv._execute(self._split.images(records), augmentation, pixels, 0)
+        opencv._execute(self._split.images(records), opencv._draws(augmentation), pixels, 0)
         return normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), MEAN, STD)[0].contiguous()
 
 
@@ -250,7 +250,7 @@ def _own_dataloader(split: Split) -> Iterator[torch.Tensor]:
 
 def _draw(view: View, records: Any, start: int) -> Any:
     widths, heights = records["width"].astype(np.int64), records["height"].astype(np.int64)
-    return draw_augmentation(AugmentConfig(), view, widths, heights, seed=0, epoch=0, start=start)
+    return draw_augmentation(AugmentConfig(), view, widths, heights, draw_uniforms(0, 0, start, len(widths)))
 
 
 def _reductions(split: Split) -> tuple[Any, Any]:
@@ -342,7 +342,7 @@ def _plan_memory_row() -> Row:
 def _augmentation_row() -> Row:
     widths, heights = np.full(256, 768), np.full(256, 496)
     view, config = View(image_size=224), AugmentConfig()
-    times_ms = _wall_ms(lambda: draw_augmentation(config, view, widths, heights, seed=0, epoch=1, start=10_000))
+    times_ms = _wall_ms(lambda: draw_augmentation(config, view, widths, heights, draw_uniforms(0, 1, 10_000, 256)))
     return measured(
         "augmentation numbers of a batch of 256",
         [1000 * time_ms / 256 for time_ms in times_ms],

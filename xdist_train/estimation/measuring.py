@@ -18,7 +18,7 @@ import torch
 from cluster.processes import KEEPS_FREED_MEMORY
 from cluster.world import World
 from dataloading.dataset import SPLITS, Dataset
-from dataloading.loading.augment import View, draw_augmentation
+from dataloading.loading.augment import View, draw_augmentation, draw_uniforms
 from dataloading.loading.batch import Batch
 from dataloading.loading.cache import cache_root, open_split
 from dataloading.loading.executor import Encoded, ExecutorSpec
@@ -104,7 +104,7 @@ def input_rates(config: Config, dataset: Dataset | None) -> InputRates:
     sizes = np.array([read_size(picture.data) for picture in pictures], np.int64)
     loader = config.loader
     view = View(image_size=loader.image_size, fit=loader.fit, reduce_tolerance=loader.reduce_tolerance)
-    draws = draw_augmentation(config.augment, view, sizes[:, 0], sizes[:, 1], seed=0, epoch=0, start=0)
+    draws = draw_augmentation(config.augment, view, sizes[:, 0], sizes[:, 1], draw_uniforms(0, 0, 0, len(sizes)))
     reductions = [int(reduction) for reduction in draws.reductions]
     decoded = [decode(data, channels, scale, 0) for data, scale in zip(pictures, reductions, strict=True)]
     keeps_pixels = loader.cache == "pixels"

@@ -187,10 +187,10 @@ class Learner:
 
     def _forward(self, module: nn.Module, images: Tensor, mix: Mix | None = None) -> Tensor:
         view = self.view
-        pixels = normalise(images, view.mean, view.std, view.model_channels, self.precision.weights)
+        layout = None if mix else self.memory_format
+        pixels = normalise(images, view.mean, view.std, view.model_channels, self.precision.weights, layout)
         if mix:
-            pixels = mix.pictures(pixels)
-        pixels = pixels.contiguous(memory_format=self.memory_format)
+            pixels = mix.pictures(pixels).contiguous(memory_format=self.memory_format)
         with self.precision.context(self.device):
             logits = module(pixels)
         return cast(Tensor, logits).to(self.precision.weights)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dataloading.config import AugmentConfig
-from dataloading.loading.augment import Augmentation, View, draw_augmentation
+from dataloading.loading.augment import Augmentation, View, draw_augmentation, draw_uniforms
 from dataloading.loading.executor import Executor, ExecutorSpec
 
 __all__ = [
@@ -63,7 +63,7 @@ def augmentation_of(
     heights, widths = np.array(shapes).T
     view = View(image_size=image_size, mean_gray=0.2, reduce_tolerance=reduce_tolerance)
     config = config or AugmentConfig(flip_vertical=0.5)
-    return draw_augmentation(config, view, widths, heights, seed=0, epoch=0, start=0)
+    return draw_augmentation(config, view, widths, heights, draw_uniforms(0, 0, 0, len(widths)))
 
 
 def run(executor: Executor, images: Sequence[bytes], augmentation: Augmentation) -> torch.Tensor:

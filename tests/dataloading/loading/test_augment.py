@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cluster.world import World
 from dataloading.config import AugmentConfig
-from dataloading.loading.augment import Augmentation, View, _Slot, draw_augmentation, plain_view
+from dataloading.loading.augment import Augmentation, View, _Slot, draw_augmentation, draw_uniforms, plain_view
 from dataloading.loading.plan import Plan, StepPlan, training_requests
 
 EVERYTHING = AugmentConfig(flip_vertical=0.3, zoom=0.2)
@@ -37,7 +37,7 @@ def sizes(count: int) -> tuple[np.ndarray, np.ndarray]:
 def draw(config: AugmentConfig, start: int, stop: int, *, seed: int = 1, epoch: int = 2) -> Augmentation:
     """The augmentation of positions start..stop; a position's picture size depends on the position."""
     widths, heights = (values[start:stop] for values in sizes(stop))
-    return draw_augmentation(config, VIEW, widths, heights, seed=seed, epoch=epoch, start=start)
+    return draw_augmentation(config, VIEW, widths, heights, draw_uniforms(seed, epoch, start, len(widths)))
 
 
 def centres(augmentation: Augmentation, view: View = VIEW) -> np.ndarray:
@@ -106,7 +106,7 @@ def test_everything_off_is_the_plain_view(fit):
     """With each step at its neutral value a training picture is what evaluation shows."""
     view = dataclasses.replace(VIEW, fit=fit)
     widths, heights = sizes(30)
-    drawn = draw_augmentation(AugmentConfig(**OFF), view, widths, heights, seed=3, epoch=1, start=0)
+    drawn = draw_augmentation(AugmentConfig(**OFF), view, widths, heights, draw_uniforms(3, 1, 0, len(widths)))
     plain = plain_view(view, widths, heights)
     for name in Augmentation._fields:
         np.testing.assert_allclose(getattr(drawn, name), getattr(plain, name), atol=1e-9)
@@ -124,7 +124,7 @@ def test_the_stream_is_the_documented_one():
     uniforms = np.random.Generator(np.random.Philox(key=key)).random((5, 12))
     config = AugmentConfig(**{**OFF, "brightness": 0.5})
     expected = (1 + 0.5 * (2 * uniforms[:, 7] - 1)).astype(np.float32)
-    assert draw_augmentation(config, VIEW, *sizes(5), seed=7, epoch=4, start=0).gains.tolist() == expected.tolist()
+    assert draw_augmentation(config, VIEW, *sizes(5), draw_uniforms(7, 4, 0, 5)).gains.tolist() == expected.tolist()
 
 
 def test_no_step_ever_changes_its_uniform():
@@ -139,7 +139,7 @@ def test_crops_keep_their_share_inside_the_view(fit):
     view = dataclasses.replace(VIEW, fit=fit)
     widths, heights = sizes(4000)
     config = AugmentConfig(**{**OFF, "crop_scale": (0.5, 0.9), "crop_ratio": (0.6, 1.5)})
-    drawn = draw_augmentation(config, view, widths, heights, seed=0, epoch=0, start=0)
+    drawn = draw_augmentation(config, view, widths, heights, draw_uniforms(0, 0, 0, len(widths)))
     whole = np.stack([widths, heights], axis=1) * 1.0
     base = whole if fit == "stretch" else np.repeat(whole.min(axis=1, keepdims=True), 2, axis=1)
     relative = box_sides(drawn, view) / base
@@ -183,11 +183,9 @@ def test_zoom_is_one_uniform_factor_on_both_sides():
 @given(zoom=st.floats(0, 0.99), start=st.integers(0, 2**40), seed=st.integers(0, 2**32 - 1))
 def test_zoom_goes_with_every_other_step(zoom, start, seed):
     """Whatever else is drawn, zoom scales the matrix's four coefficients by one factor and leaves the rest in bits."""
-    widths, heights = sizes(24)
+    uniforms = draw_uniforms(seed, 0, start, 24)
     plain, zoomed = (
-        draw_augmentation(
-            dataclasses.replace(EVERYTHING, zoom=value), VIEW, widths, heights, seed=seed, epoch=0, start=start
-        )
+        draw_augmentation(dataclasses.replace(EVERYTHING, zoom=value), VIEW, *sizes(24), uniforms)
         for value in (0.0, zoom)
     )
     factors = box_sides(zoomed) / box_sides(plain)
@@ -204,7 +202,7 @@ def test_zoomed_in_pictures_are_decoded_larger():
     """The reduction follows what zoom leaves of the view: a JPEG is never decoded to fewer pixels than asked for."""
     widths = heights = np.full(4000, 500)
     config = AugmentConfig(**{**OFF, "zoom": 0.9})
-    drawn = draw_augmentation(config, VIEW, widths, heights, seed=0, epoch=0, start=0)
+    drawn = draw_augmentation(config, VIEW, widths, heights, draw_uniforms(0, 0, 0, len(widths)))
     room = box_sides(drawn).min(axis=1) / (VIEW.image_size * VIEW.reduce_tolerance)
     assert np.where(room >= 4, 4, np.where(room >= 2, 2, 1)).tolist() == drawn.reductions.tolist()
     assert {1, 2, 4} == set(drawn.reductions.tolist())

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataloading.loading import batch as batch_module
 from dataloading.loading.batch import Batch, normalise
 
 
@@ -44,6 +45,22 @@ def test_gray_is_expanded_without_a_copy():
     result = normalise(images, (0.2,), (0.3,))
     assert result.shape == (2, 3, 16, 16)
     assert result.stride(1) == 0
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("in_channels", [1, 3])
+@pytest.mark.parametrize("means", [0, 1, 3])
+def test_a_dense_result_is_the_view_copied(monkeypatch, memory_format, dtype, in_channels, means):
+    """In bits, in as many blocks as it may take, the last of them short."""
+    monkeypatch.setattr(batch_module, "_BLOCK_BYTES", 2 * 4 * in_channels * 16 * 16)
+    images = torch.cat([pictures(in_channels), pictures(in_channels).flip(-1), pictures(in_channels)[:1]])
+    mean, std = (0.485, 0.456, 0.406)[:means], (0.229, 0.224, 0.225)[:means]
+    before = images.clone()
+    dense = normalise(images, mean, std, 3, dtype, memory_format)
+    assert dense.is_contiguous(memory_format=memory_format)
+    assert torch.equal(dense, normalise(images, mean, std, 3, dtype))
     assert torch.equal(images, before)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from dataloading.loading import loader as loader_module
 from dataloading.loading.batch import Batch
 from dataloading.loading.cache import Split, open_split
 from dataloading.loading.loader import BACKENDS, Loader, choose_backend
+from dataloading.loading.opencv import OpenCVExecutor
 from dataloading.loading.plan import Plan, Request, StepPlan, evaluation_requests, training_requests
 from tests.dataloading.loading.packed import encode_jpeg, speckled_picture, stand_in
 
@@ -77,6 +80,19 @@ def test_pictures_are_the_same_on_any_number_of_workers(split, size, micro):
     assert torch.equal(by_position(split, size, micro), by_position(split, 1, 6))
 
 
+@pytest.mark.parametrize("drawn_at_once", [1, 5, 1000])
+def test_pictures_do_not_depend_on_what_is_drawn_with_them(split, monkeypatch, drawn_at_once):
+    """Requests of two epochs in one stream give what each epoch gives by itself."""
+    apart = [training(split, World(rank=1, size=2), epoch=epoch) for epoch in (0, 1)]
+    together = itertools.chain(*(training(split, World(rank=1, size=2), epoch=epoch) for epoch in (0, 1)))
+    with build(split, augment=AugmentConfig()) as loader:
+        expected = [batch.images for requests in apart for batch in loader.load(requests)]
+        monkeypatch.setattr(loader_module, "_DRAWN_AT_ONCE", drawn_at_once)
+        actual = [batch.images for batch in loader.load(together)]
+    assert torch.equal(torch.cat(actual), torch.cat(expected))
+    assert not torch.equal(expected[0], expected[len(expected) // 2])
+
+
 def test_another_seed_or_epoch_makes_other_pictures(split):
     """The same draw differs between seeds, and the same image between epochs."""
     assert not torch.equal(by_position(split, 1, 6, seed=1), by_position(split, 1, 6, seed=0))
@@ -117,19 +133,14 @@ def test_colour_sets_have_three_channels(build_dataset, tmp_path):
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])
-def test_the_set_number_of_batches_is_made_ahead(split, prefetch):
-    """Requests are taken `prefetch` ahead of the batch that the caller holds, and none beyond the last."""
-    taken: list[Request] = []
-
-    def watched() -> Iterator[Request]:
-        for request in training(split, World()):
-            taken.append(request)
-            yield request
-
+def test_the_set_number_of_batches_is_made_ahead(split, monkeypatch, prefetch):
+    """Batches are begun `prefetch` ahead of the one that the caller holds, and none beyond the last."""
+    submit = mock.Mock(side_effect=OpenCVExecutor.submit)
+    monkeypatch.setattr(OpenCVExecutor, "submit", lambda *arguments: submit(*arguments))
     num_requests = len(list(training(split, World())))
     with build(split, dataclasses.replace(CONFIG, prefetch=prefetch)) as loader:
-        for done, _ in enumerate(loader.load(watched()), start=1):
-            assert len(taken) == min(done + prefetch, num_requests)
+        for done, _ in enumerate(loader.load(training(split, World())), start=1):
+            assert submit.call_count == min(done + prefetch, num_requests)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -13,7 +13,7 @@ from cluster.errors import InputError
 from dataloading.config import AugmentConfig, LoaderConfig
 from dataloading.dataset import Dataset
 from dataloading.loading import resident
-from dataloading.loading.augment import View, draw_augmentation
+from dataloading.loading.augment import View, draw_augmentation, draw_uniforms
 from dataloading.loading.cache import open_split
 from dataloading.loading.executor import ExecutorSpec
 from dataloading.loading.loader import Loader
@@ -36,7 +36,7 @@ def both(dataset: Dataset, folder, image_size: int, augment: AugmentConfig) -> t
     places = split.pixels.places(records["id"])
     view = View(image_size=image_size, mean_gray=0.2)
     widths, heights = records["width"].astype(np.int64), records["height"].astype(np.int64)
-    draws = draw_augmentation(augment, view, widths, heights, seed=0, epoch=0, start=0)
+    draws = draw_augmentation(augment, view, widths, heights, draw_uniforms(0, 0, 0, len(widths)))
     draws = draws._replace(reductions=places["reduction"].astype(np.int64))
     spec = ExecutorSpec(
         image_size=image_size, channels=dataset.info.channels, threads=1, in_flight=1, device=CPU, decoded=True
