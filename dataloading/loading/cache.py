@@ -17,13 +17,12 @@ import io
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from io import FileIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +31,7 @@ import pyarrow as pa
 from cluster.config import digest
 from cluster.errors import InputError, StoreError
 from dataloading.dataset import MANIFEST_KEY, SPLITS, Dataset, shard_key
-from dataloading.loading.executor import Encoded
+from dataloading.loading.executor import Encoded, Pictures
 from dataloading.loading.node_cache import PIXELS, SHARDS, Lease, cache_root, check_room, locked, take_folder
 from dataloading.loading.pixels import Pixels, bring_pixels, missing_pixel_bytes
 from dataloading.loading.shards import (
@@ -48,7 +47,7 @@ from dataloading.loading.shards import (
 from dataloading.picture_size import PIXEL_LIMIT
 from dataloading.splits import SPLIT_COLUMNS, split_of
 
-__all__ = ["RECORD", "Pictures", "Split", "cache_root", "count_classes", "count_images", "open_split", "require_room"]
+__all__ = ["RECORD", "Split", "cache_root", "count_classes", "count_images", "open_split", "require_room"]
 
 Indices = npt.NDArray[np.int64]
 Parts = npt.NDArray[np.int8]
@@ -220,8 +219,12 @@ class Split:
         return self.records(rows)["height"].astype(np.int64)
 
     def images(self, records: npt.NDArray[Any]) -> Pictures:
-        """The encoded bytes behind some records; each is read when it is asked for."""
-        return Pictures(self._open, records)
+        """The encoded bytes behind some records, uint8 [bytes] each, read anew whenever they are asked for.
+
+        Raises:
+            StoreError: when asked for, a file cannot be read or has become shorter; opened anew, a split finds out.
+        """
+        return Pictures(records, self._read)
 
     def masks(self, records: npt.NDArray[Any]) -> list[Encoded | None]:
         """The lesion masks behind some records, as `images`; None where there is none."""
@@ -232,46 +235,17 @@ class Split:
         """The encoded bytes of one row of the split: uint8 [bytes], not to be written to."""
         return self.images(self._index[row : row + 1])[0]
 
-
-class Pictures(Sequence[Encoded]):
-    """Encoded pictures, uint8 [bytes] each, read anew whenever one is asked for; a part of them is read by whoever
-    works on that part.
-
-    Raises:
-        StoreError: when asked for, a file cannot be read or has become shorter; opened anew, a split finds out.
-    """
-
-    def __init__(self, open_shard: Callable[[int], FileIO], records: npt.NDArray[Any]) -> None:
-        self._open = open_shard
-        self._records = records
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    @overload
-    def __getitem__(self, place: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, place: slice) -> Pictures: ...
-    def __getitem__(self, place: int | slice) -> Encoded | Pictures:
-        if isinstance(place, slice):
-            return Pictures(self._open, self._records[place])
-        record = self._records[place]
-        return self._read(int(record["shard"]), int(record["offset"]), int(record["size"]))
-
-    def __iter__(self) -> Iterator[Encoded]:
-        columns = (self._records[name].tolist() for name in ("shard", "offset", "size"))
+    def _read(self, records: npt.NDArray[Any]) -> Iterator[Encoded]:
+        columns = (records[name].tolist() for name in ("shard", "offset", "size"))
         for shard, offset, size in zip(*columns, strict=True):
-            yield self._read(shard, offset, size)
-
-    def _read(self, shard: int, offset: int, size: int) -> Encoded:
-        try:
-            file = self._open(shard)
-            data = os.pread(file.fileno(), size, offset)
-        except OSError as error:
-            raise StoreError(f"{shard_key(shard)} of the data set cannot be read any more: {error}.") from None
-        if len(data) != size:
-            raise StoreError(f"{file.name} has become shorter since it was verified.")
-        return np.frombuffer(data, np.uint8)
+            try:
+                file = self._open(shard)
+                data = os.pread(file.fileno(), size, offset)
+            except OSError as error:
+                raise StoreError(f"{shard_key(shard)} of the data set cannot be read any more: {error}.") from None
+            if len(data) != size:
+                raise StoreError(f"{file.name} has become shorter since it was verified.")
+            yield np.frombuffer(data, np.uint8)
 
 
 class _Masks:

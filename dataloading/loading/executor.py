@@ -6,8 +6,9 @@ An executor turns encoded pictures and the numbers of their draws into one uint8
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ __all__ = [
     "Executor",
     "ExecutorSpec",
     "Pending",
+    "Pictures",
     "UndecodableError",
     "index_matrices",
     "is_jpeg",
@@ -33,6 +35,38 @@ Encoded = npt.NDArray[np.uint8]
 Decoded = npt.NDArray[np.uint8]
 """One picture as pixels, gray or RGB, at the scale 1/r of its draw's `reductions`: uint8 [h, w, C]; not to be written
 to."""
+
+
+class Pictures(Sequence[npt.NDArray[np.uint8]]):
+    """Pictures that are looked up when they are asked for, by whoever works on that part of them.
+
+    Args:
+        records: what is known of each, a structured array [n].
+        read: the pictures of some records, one after another.
+    """
+
+    def __init__(
+        self,
+        records: npt.NDArray[Any],
+        read: Callable[[npt.NDArray[Any]], Iterator[npt.NDArray[np.uint8]]],
+    ) -> None:
+        self._records = records
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, place: int) -> npt.NDArray[np.uint8]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Pictures: ...
+    def __getitem__(self, place: int | slice) -> npt.NDArray[np.uint8] | Pictures:
+        if isinstance(place, slice):
+            return Pictures(self._records[place], self._read)
+        return next(self._read(self._records[[place]]))
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
+        return self._read(self._records)
 
 
 class UndecodableError(Exception):

@@ -14,9 +14,9 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, starmap
+from itertools import groupby, islice
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -144,10 +144,10 @@ class Loader:
         upcoming = self._drawn(iter(requests))
         in_flight: deque[_Flight] = deque()
         try:
-            in_flight.extend(starmap(self._submit, islice(upcoming, self._prefetch)))
+            in_flight.extend(map(self._submit, islice(upcoming, self._prefetch)))
             while in_flight:
                 batch = self._finish(in_flight.popleft())
-                in_flight.extend(starmap(self._submit, islice(upcoming, 1)))
+                in_flight.extend(map(self._submit, islice(upcoming, 1)))
                 yield batch
         finally:
             for flight in in_flight:
@@ -165,37 +165,35 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _drawn(self, requests: Iterator[Request]) -> Iterator[tuple[Request, Records, Augmentation]]:
-        """Requests with their records and numbers, several at a time: NumPy's calls cost more than their numbers, and
-        while this thread holds the interpreter's lock, those that decode wait for it.
+    def _drawn(self, requests: Iterator[Request]) -> Iterator[_Drawn]:
+        """Requests with their numbers, several at a time: NumPy's calls cost more than their numbers, and while this
+        thread holds the interpreter's lock, those that decode wait for it.
         """
-        for request in requests:
-            group = [request, *islice(requests, max(0, _DRAWN_AT_ONCE // len(request.rows) - 1))]
+        for group in _groups(requests):
             records = self._split.records(np.concatenate([one.rows for one in group]))
             augmentation = self._augmentation(group, records)
+            pictures: Any = self._split.images(records)
+            pixels = self._split.pixels
+            if pixels is not None:
+                places = pixels.places(records["id"])
+                pictures = places if self._resident else pixels.pictures(places)
+                augmentation = augmentation._replace(reductions=places["reduction"].astype(np.int64))
             start = 0
             for one in group:
-                stop = start + len(one.rows)
-                yield one, records[start:stop], augmentation.part(start, stop)
-                start = stop
+                part = slice(start, start + len(one.rows))
+                yield _Drawn(one, records[part], pictures[part], augmentation.part(part.start, part.stop))
+                start = part.stop
 
     def _augmentation(self, requests: Sequence[Request], records: Records) -> Augmentation:
         widths, heights = records["width"].astype(np.int64), records["height"].astype(np.int64)
-        plain = {one.epoch < 0 for one in requests}
-        assert len(plain) == 1, "requests of training and of evaluation come apart"
-        if self._augment is None or True in plain:
+        if self._augment is None or _is_plain(requests[0]):
             return plain_view(self._view, widths, heights)
         uniforms = [draw_uniforms(self._seed, one.epoch, one.start, len(one.rows)) for one in requests]
         return draw_augmentation(self._augment, self._view, widths, heights, np.concatenate(uniforms, axis=1))
 
-    def _submit(self, request: Request, records: Records, augmentation: Augmentation) -> _Flight:
-        pixels = self._split.pixels
-        if pixels is None:
-            return _Flight(request, records, self._executor.submit(self._split.images(records), augmentation))
-        places = pixels.places(records["id"])
-        augmentation = augmentation._replace(reductions=places["reduction"].astype(np.int64))
-        pictures = places if self._resident else pixels.pictures(places)
-        return _Flight(request, records, self._executor.submit(pictures, augmentation))
+    def _submit(self, drawn: _Drawn) -> _Flight:
+        pending = self._executor.submit(drawn.pictures, drawn.augmentation)
+        return _Flight(drawn.request, drawn.records, pending)
 
     def _build_executor(self, spec: ExecutorSpec) -> Executor:
         if not self._resident:
@@ -221,6 +219,15 @@ class Loader:
         )
 
 
+class _Drawn(NamedTuple):
+    """A batch that nobody works on yet: what was asked for, its records, and an executor's two arguments."""
+
+    request: Request
+    records: Records
+    pictures: Any
+    augmentation: Augmentation
+
+
 @dataclass(frozen=True, eq=False)
 class _Flight:
     """A batch in the making: what was asked for, its records, and the executor's promise."""
@@ -228,6 +235,18 @@ class _Flight:
     request: Request
     records: Records
     pending: Pending
+
+
+def _is_plain(request: Request) -> bool:
+    """Whether pictures are asked for as evaluation sees them."""
+    return request.epoch < 0
+
+
+def _groups(requests: Iterable[Request]) -> Iterator[list[Request]]:
+    """Requests in their order, in lists of one kind and about `_DRAWN_AT_ONCE` pictures."""
+    for _, alike in groupby(requests, _is_plain):
+        for request in alike:
+            yield [request, *islice(alike, max(0, _DRAWN_AT_ONCE // len(request.rows) - 1))]  # noqa: B031
 
 
 def _describe(error: UndecodableError, split: Split, flight: _Flight) -> str:

@@ -56,14 +56,14 @@ class OpenCVExecutor:
     def submit(self, pictures: Sequence[Encoded | Decoded], augmentation: Augmentation) -> OpenCVPending:
         """Start a batch on the pool, in one chunk a thread."""
         images = self._empty_batch(len(pictures))
-        pixels, draws = images.numpy(), _draws(augmentation)
+        pixels = images.numpy()
         execute = _execute_decoded if self._spec.decoded else _execute
         chunk = -(-len(pictures) // self._spec.threads)
         futures = [
             self._pool.submit(
                 execute,
                 pictures[start : start + chunk],
-                draws[start : start + chunk],
+                augmentation.part(start, start + chunk),
                 pixels[start : start + chunk],
                 start,
             )
@@ -131,13 +131,13 @@ def _draws(augmentation: Augmentation) -> list[_Draw]:
     return [_Draw._make(draw) for draw in numbers]
 
 
-def _execute(encoded: Sequence[Encoded], draws: Sequence[_Draw], pixels: Encoded, first: int) -> None:
+def _execute(encoded: Sequence[Encoded], augmentation: Augmentation, pixels: Encoded, first: int) -> None:
     """Fill `pixels`, uint8 [n, S, S, C]; `first` is the chunk's position in its batch.
 
     Each picture is read when its turn comes, so that its bytes are still in the cache when it is decoded.
     """
     channels = pixels.shape[3]
-    for number, (data, draw, target) in enumerate(zip(encoded, draws, pixels, strict=True)):
+    for number, (data, draw, target) in enumerate(zip(encoded, _draws(augmentation), pixels, strict=True)):
         if draw.reduction > 1 and not is_jpeg(data):
             draw = draw.at_full_scale()
         picture = decode(data, channels, draw.reduction, first + number)
@@ -148,9 +148,9 @@ def _execute(encoded: Sequence[Encoded], draws: Sequence[_Draw], pixels: Encoded
         _tone(target, draw)
 
 
-def _execute_decoded(pictures: Sequence[Decoded], draws: Sequence[_Draw], pixels: Encoded, first: int) -> None:
+def _execute_decoded(pictures: Sequence[Decoded], augmentation: Augmentation, pixels: Encoded, first: int) -> None:
     """`_execute` for pictures that are decoded already, and RGB."""
-    for picture, draw, target in zip(pictures, draws, pixels, strict=True):
+    for picture, draw, target in zip(pictures, _draws(augmentation), pixels, strict=True):
         _warp(picture, draw, target)
         _tone(target, draw)
 

@@ -28,7 +28,7 @@ import pyarrow as pa
 from cluster.disk import readable_bytes
 from cluster.errors import InputError
 from dataloading.dataset import Dataset, shard_key
-from dataloading.loading.executor import Decoded, Encoded, UndecodableError, is_jpeg
+from dataloading.loading.executor import Decoded, Encoded, Pictures, UndecodableError, is_jpeg
 from dataloading.loading.node_cache import PIXELS, make_room
 from dataloading.loading.opencv import decode
 from dataloading.loading.shards import REPACK, Progress, column_bytes, read_batches, replace_file, temporary_in
@@ -61,13 +61,14 @@ class Pixels:
         """Where pictures lie in `data`, by id: `PICTURE` [n]."""
         return self._index[ids]
 
-    def pictures(self, places: npt.NDArray[Any]) -> list[Decoded]:
-        """Pictures by their places, as views that cannot be written to."""
+    def pictures(self, places: npt.NDArray[Any]) -> Pictures:
+        """Pictures by their places, as views that cannot be written to: uint8 [h, w, C] each."""
+        return Pictures(places, self._views)
+
+    def _views(self, places: npt.NDArray[Any]) -> Iterator[Decoded]:
         data, channels = self.data, self._channels
-        return [
-            data[offset : offset + height * width * channels].reshape(height, width, channels)
-            for offset, width, height, _ in places.tolist()
-        ]
+        for offset, width, height, _ in places.tolist():
+            yield data[offset : offset + height * width * channels].reshape(height, width, channels)
 
 
 def missing_pixel_bytes(

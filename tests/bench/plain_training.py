@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from dataloading.config import AugmentConfig
 from dataloading.loading.augment import View, draw_augmentation, draw_uniforms
 from dataloading.loading.batch import normalise
-from dataloading.loading.opencv import _draws, _execute
+from dataloading.loading.opencv import _execute
 from tests.bench.turns import TurnTaker
 from xdist_train.models.torchvision_shim import import_torchvision_models
 
@@ -65,7 +65,7 @@ def _collate(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
         draw_uniforms(0, 0, start, len(samples)),
     )
     images = np.empty((len(samples), SIZE_PX, SIZE_PX, 1), np.uint8)
-    _execute(data, _draws(numbers), images, 0)
+    _execute(data, numbers, images, 0)
     return torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels)
 
 

@@ -176,9 +176,8 @@ def load_ray(source: str, cache: str | None) -> Batches:
     """Ray Data on a local cluster of two CPUs."""
     import ray
 
-    if not ray.is_initialized():
-        os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-        ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
 
     def apply(row: dict[str, Any]) -> dict[str, Any]:
         import loading  # in Ray's processes too it comes before torchvision
@@ -265,10 +264,12 @@ def answer(peer: str, folder: str, question: dict[str, Any]) -> dict[str, Any]:
         MAKERS[peer](folder, question["make"])
         return {"made": question["make"]}
     if "stop" in question:
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
         return {"stopped": True}
-    return run_epoch(peer, question["source"], question.get("cache"))
+    try:
+        return run_epoch(peer, question["source"], question.get("cache"))
+    finally:
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()  # its daemons would take a share of the others' turns
 
 
 def main() -> None:
