@@ -5,10 +5,10 @@ Knows the numbers of an augmentation, not where they come from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -101,34 +101,15 @@ class OpenCVPending:
             future.cancel()
 
 
-class _Draw(NamedTuple):
-    """One picture's numbers, as Python has them: NumPy's calls on one number each would cost more than the numbers.
-
-    matrix: float64 [2, 3], output to decoded picture, as `index_matrices`.
-    reduction: at which a JPEG is decoded.
-    width, height: pixels at full scale.
-    gain, shift: of the tone, the shift in gray levels.
-    """
-
-    matrix: npt.NDArray[np.float64]
-    reduction: int
-    width: int
-    height: int
-    gain: float
-    shift: float
-
-    def at_full_scale(self) -> _Draw:
-        """The same numbers for a picture that cannot be decoded at a reduced scale."""
-        matrix = self.reduction * self.matrix
-        matrix[:, 2] += 0.5 * (self.reduction - 1)
-        return self._replace(matrix=matrix, reduction=1)
+_Numbers = tuple[npt.NDArray[np.float64], int, int, int, float, float]
+"""One picture's matrix (float64 [2, 3], as `index_matrices`), reduction, height and width at that scale, gain, and shift
+in gray levels: as Python has them, since NumPy's calls cost more than one number each."""
 
 
-def _draws(augmentation: Augmentation) -> list[_Draw]:
-    matrices = index_matrices(augmentation.matrices, augmentation.reductions)
-    columns = (augmentation.reductions, augmentation.widths, augmentation.heights, augmentation.gains)
-    numbers = zip(matrices, *(column.tolist() for column in columns), (255 * augmentation.shifts).tolist(), strict=True)
-    return [_Draw._make(draw) for draw in numbers]
+def _numbers(augmentation: Augmentation) -> Iterator[_Numbers]:
+    matrices, gains, shifts, reductions, widths, heights = augmentation
+    columns = (reductions, -(-heights // reductions), -(-widths // reductions), gains, 255 * shifts)
+    return zip(index_matrices(matrices, reductions), *(column.tolist() for column in columns), strict=True)
 
 
 def _execute(encoded: Sequence[Encoded], augmentation: Augmentation, pixels: Encoded, first: int) -> None:
@@ -137,22 +118,25 @@ def _execute(encoded: Sequence[Encoded], augmentation: Augmentation, pixels: Enc
     Each picture is read when its turn comes, so that its bytes are still in the cache when it is decoded.
     """
     channels = pixels.shape[3]
-    for number, (data, draw, target) in enumerate(zip(encoded, _draws(augmentation), pixels, strict=True)):
-        if draw.reduction > 1 and not is_jpeg(data):
-            draw = draw.at_full_scale()
-        picture = decode(data, channels, draw.reduction, first + number)
-        _check_size(picture, draw, first + number)
-        _warp(picture, draw, target)
+    for number, (data, numbers, target) in enumerate(zip(encoded, _numbers(augmentation), pixels, strict=True)):
+        matrix, reduction, height, width, gain, shift = numbers
+        if reduction > 1 and not is_jpeg(data):
+            (numbers,) = _numbers(augmentation.part(number, number + 1)._replace(reductions=np.ones(1, np.int64)))
+            matrix, reduction, height, width, gain, shift = numbers
+        picture = decode(data, channels, reduction, first + number)
+        if picture.shape[:2] != (height, width):
+            raise UndecodableError(first + number, _describe_size(picture, augmentation, number, reduction))
+        _warp(picture, target, matrix)
         if channels == 3:
-            cv2.cvtColor(target, cv2.COLOR_BGR2RGB, dst=target)
-        _tone(target, draw)
+            cv2.cvtColor(target, cv2.COLOR_BGR2RGB, target)
+        _tone(target, gain, shift)
 
 
 def _execute_decoded(pictures: Sequence[Decoded], augmentation: Augmentation, pixels: Encoded, first: int) -> None:
     """`_execute` for pictures that are decoded already, and RGB."""
-    for picture, draw, target in zip(pictures, _draws(augmentation), pixels, strict=True):
-        _warp(picture, draw, target)
-        _tone(target, draw)
+    for picture, (matrix, *_, gain, shift), target in zip(pictures, _numbers(augmentation), pixels, strict=True):
+        _warp(picture, target, matrix)
+        _tone(target, gain, shift)
 
 
 def decode(data: Encoded, channels: int, reduction: int, position: int) -> Decoded:
@@ -171,19 +155,16 @@ def decode(data: Encoded, channels: int, reduction: int, position: int) -> Decod
     return decoded
 
 
-def _check_size(picture: Decoded, draw: _Draw, position: int) -> None:
-    reduction = draw.reduction
-    if picture.shape[:2] != (-(-draw.height // reduction), -(-draw.width // reduction)):
-        found = f"{picture.shape[1]} x {picture.shape[0]} pixels at scale 1/{reduction}"
-        raise UndecodableError(position, f"it has {found}, but the manifest says {draw.width} x {draw.height}")
+def _describe_size(picture: Decoded, augmentation: Augmentation, number: int, reduction: int) -> str:
+    found = f"{picture.shape[1]} x {picture.shape[0]} pixels at scale 1/{reduction}"
+    return f"it has {found}, but the manifest says {augmentation.widths[number]} x {augmentation.heights[number]}"
 
 
-def _warp(picture: Decoded, draw: _Draw, target: Encoded) -> None:
-    size = target.shape[0]
-    cv2.warpAffine(picture, draw.matrix, (size, size), dst=target, flags=_WARP)
+def _warp(picture: Decoded, target: Encoded, matrix: npt.NDArray[np.float64]) -> None:
+    cv2.warpAffine(picture, matrix, target.shape[:2], target, _WARP)
 
 
-def _tone(target: Encoded, draw: _Draw) -> None:
+def _tone(target: Encoded, gain: float, shift: float) -> None:
     """Gain times the pixels plus the shift, in place, rounded, within 0 and 255; half of a table's time for gray."""
-    if (draw.gain, draw.shift) != (1, 0):
-        cv2.addWeighted(target, draw.gain, target, 0, draw.shift, dst=target)
+    if (gain, shift) != (1, 0):
+        cv2.addWeighted(target, gain, target, 0, shift, target)

@@ -1,9 +1,9 @@
 """Loading: ours and seven other loaders on the same files, and the cost of an order of a hundred million images.
 
-Contenders take turns, round by round (three a round where an epoch takes a second), with two workers (processes or threads) and the same steps: random crop,
-rotation, brightness and contrast, flip, normalising, to contiguous float32 N x 3 x 224 x 224. Rates are by wall clock
-on all cores, CPU time is of a contender's process, its threads and its children; both are from the first batch to the
-last, so that nobody's start counts. Ratios are ours over theirs.
+Contenders take turns, round by round (three a round where an epoch takes a second), with two workers (processes or
+threads) and the same steps: random crop, rotation, brightness and contrast, flip, normalising, to contiguous float32
+N x 3 x 224 x 224. Rates are by wall clock on all cores, CPU time is of a contender's process, its threads and its
+children; both are from the first batch to the last, so that nobody's start counts. Ratios are ours over theirs.
 """
 
 from __future__ import annotations
@@ -180,15 +180,12 @@ def write_tree(files: list[Path], folder: Path, count: int) -> Path:
 
 @contextmanager
 def _peer(name: str, tree: Path, folder: Path) -> Iterator[Contender]:
-    """A peer's process, its own format made; stopped in order, for what it started is to end too."""
+    """A peer's process, its own format made."""
     with peer("loading", name, str(tree), env={"RAY_AUTH_MODE": "disabled"}) as process:
         source = str(tree)
         if name in STORED:
             source = process.ask(make=str(folder / name))["made"]
-        try:
-            yield lambda: _ask(process, source)
-        finally:
-            process.ask(stop=True)
+        yield lambda: _ask(process, source)
 
 
 def _ask(process: Peer, source: str) -> Epoch:

@@ -1,9 +1,9 @@
 """Loaders of other projects, one a process: `loading.py PEER FOLDER`, a question a line, an answer a line.
 
 `{"make": OUT}` writes the images of FOLDER (an ImageFolder tree) to OUT in the peer's own format; `{"source": PLACE,
-"cache": FOLDER or null}` runs one epoch of it; `{"stop": true}` ends what the peer started. All take the same steps,
-two workers and batches of 48, to contiguous float32 N x 3 x 224 x 224. CPU time is of this process, all below it that
-lives and what has ended and was waited for.
+"cache": FOLDER or null}` runs one epoch of it and ends what the peer started. All take the same steps, two workers and
+batches of 48, to contiguous float32 N x 3 x 224 x 224. CPU time is of this process, all below it that lives and what
+ended and was waited for.
 """
 
 from __future__ import annotations
@@ -263,8 +263,6 @@ def answer(peer: str, folder: str, question: dict[str, Any]) -> dict[str, Any]:
     if "make" in question:
         MAKERS[peer](folder, question["make"])
         return {"made": question["make"]}
-    if "stop" in question:
-        return {"stopped": True}
     try:
         return run_epoch(peer, question["source"], question.get("cache"))
     finally:
