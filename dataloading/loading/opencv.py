@@ -102,8 +102,8 @@ class OpenCVPending:
 
 
 _Numbers = tuple[npt.NDArray[np.float64], int, int, int, float, float]
-"""One picture's matrix (float64 [2, 3], as `index_matrices`), reduction, height and width at that scale, gain, and shift
-in gray levels: as Python has them, since NumPy's calls cost more than one number each."""
+"""One picture's matrix (float64 [2, 3], as `index_matrices`), reduction, height and width at that scale, gain, and
+shift in gray levels."""
 
 
 def _numbers(augmentation: Augmentation) -> Iterator[_Numbers]:
