@@ -15,7 +15,7 @@ import torch
 
 __all__ = ["Batch", "normalise"]
 
-_BLOCK_BYTES = 1 << 21  # of one channel: about what a core keeps in its own cache
+_BLOCK_BYTES = 1 << 21  # of the channels that come in: about what a core keeps in its own cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ def normalise(
 def _normalised_plane_by_plane(
     images: torch.Tensor, mean: Sequence[float], std: Sequence[float], result: torch.Tensor
 ) -> torch.Tensor:
-    """`result`, filled: the first channel is normalised where it lies, and copied to the others while in the cache."""
+    """`result`, filled: what comes in is normalised where it lies, a gray channel copied while it is in the cache."""
     channels = images.shape[1]
     block = max(1, _BLOCK_BYTES // (result.element_size() * images.shape[1:].numel()))
     for pictures, target in zip(images.split(block), result.split(block), strict=True):

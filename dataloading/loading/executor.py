@@ -1,4 +1,4 @@
-"""The face that every executor of an augmentation shows, and the geometry of a reduced decode.
+"""The face that every executor of an augmentation shows, what it is given, and the geometry of a reduced decode.
 
 An executor turns encoded pictures and the numbers of their draws into one uint8 batch. It decides nothing:
 `augment` does. Several batches may be in flight; their results are taken in the order of submission.

@@ -14,7 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -29,14 +29,13 @@ from dataloading.loading.augment import Augmentation, View, draw_augmentation, d
 from dataloading.loading.batch import Batch
 from dataloading.loading.cache import Split
 from dataloading.loading.executor import Executor, ExecutorSpec, Pending, UndecodableError
-from dataloading.loading.plan import Request
+from dataloading.loading.plan import Request, in_groups
 
 __all__ = ["BACKENDS", "Loader", "build_view", "choose_backend", "has_dali"]
 
 logger = logging.getLogger(__name__)
 
 Records = npt.NDArray[Any]
-_DRAWN_AT_ONCE = 512  # pictures; their numbers take a third of a millisecond
 
 
 def _build_opencv(spec: ExecutorSpec) -> Executor:
@@ -136,6 +135,7 @@ class Loader:
     def load(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """The batches of the requests, in order, `prefetch` of them in the making.
 
+        Requests are taken some hundred pictures ahead: an error of theirs comes before the batches of its group.
         Close the generator (or exhaust it) before the next call.
 
         Raises:
@@ -166,10 +166,9 @@ class Loader:
         self.close()
 
     def _drawn(self, requests: Iterator[Request]) -> Iterator[_Drawn]:
-        """Requests with their numbers, several at a time: NumPy's calls cost more than their numbers, and while this
-        thread holds the interpreter's lock, those that decode wait for it.
-        """
-        for group in _groups(requests):
+        """Requests with their numbers, those of a few hundred pictures at a time."""
+        alike = groupby(requests, _is_plain)
+        for group in chain.from_iterable(in_groups(some, lambda request: len(request.rows)) for _, some in alike):
             records = self._split.records(np.concatenate([one.rows for one in group]))
             augmentation = self._augmentation(group, records)
             pictures: Any = self._split.images(records)
@@ -240,13 +239,6 @@ class _Flight:
 def _is_plain(request: Request) -> bool:
     """Whether pictures are asked for as evaluation sees them."""
     return request.epoch < 0
-
-
-def _groups(requests: Iterable[Request]) -> Iterator[list[Request]]:
-    """Requests in their order, in lists of one kind and about `_DRAWN_AT_ONCE` pictures."""
-    for _, alike in groupby(requests, _is_plain):
-        for request in alike:
-            yield [request, *islice(alike, max(0, _DRAWN_AT_ONCE // len(request.rows) - 1))]  # noqa: B031
 
 
 def _describe(error: UndecodableError, split: Split, flight: _Flight) -> str:

@@ -6,7 +6,7 @@ Knows the numbers of an augmentation, not where they come from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,8 @@ class OpenCVPending:
 
     def result(self) -> torch.Tensor:
         """The batch, uint8 [n, C, S, S] (RGB lies in channels-last memory)."""
-        wait(self.futures)  # wakes this thread once, not once a chunk: each time it takes the lock from those at work
+        for future in reversed(self.futures):  # the last to begin first: each wake takes the lock from those at work
+            future.exception()
         for future in self.futures:
             future.result()
         return self.images

@@ -14,20 +14,32 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cluster.world import World
 
-__all__ = ["Plan", "Request", "StepPlan", "evaluation_requests", "quotas", "samples_digest", "training_requests"]
+__all__ = [
+    "Plan",
+    "Request",
+    "StepPlan",
+    "evaluation_requests",
+    "in_groups",
+    "quotas",
+    "samples_digest",
+    "training_requests",
+]
 
+T = TypeVar("T")
 Indices = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
+_DRAWN_AT_ONCE = 512
 _ROUNDS = 6
 _ORDER, _ITEMS = 0, 1  # purposes of the keys drawn from one (seed, epoch)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -73,19 +85,23 @@ class Plan:
 
     def draw(self, epoch: int, start: int, stop: int) -> tuple[Indices, Indices]:
         """Rows as `ids` gives them, and the class of each: two int64 [stop - start]."""
-        slots = self._slots(epoch, start, stop)
+        return self.draw_at(epoch, np.arange(start, stop))
+
+    def draw_at(self, epoch: int, positions: Indices) -> tuple[Indices, Indices]:
+        """Rows and classes at any positions of an epoch, int64 [n]: two int64 [n]."""
+        slots = self._slots(epoch, positions)
         classes = self._classes(slots)
         return self._first_row[classes] + self._items(epoch, classes, slots), classes
 
     def classes(self, epoch: int, start: int, stop: int) -> Indices:
         """Class of each draw at positions start..stop: int64 [stop - start]."""
-        return self._classes(self._slots(epoch, start, stop))
+        return self._classes(self._slots(epoch, np.arange(start, stop)))
 
-    def _slots(self, epoch: int, start: int, stop: int) -> Indices:
-        assert 0 <= start <= stop <= self.num_draws, f"positions {start}..{stop} outside 0..{self.num_draws}"
-        positions = np.arange(start, stop, dtype=np.uint64)
-        slots = _permute(positions, np.uint64(self.num_draws), _keys(self.seed, epoch, _ORDER)[:, None])
-        return slots.astype(np.int64)
+    def _slots(self, epoch: int, positions: Indices) -> Indices:
+        inside = not len(positions) or (positions.min() >= 0 and positions.max() < self.num_draws)
+        assert inside, f"positions outside 0..{self.num_draws}"
+        keys = _keys(self.seed, epoch, _ORDER)[:, None]
+        return _permute(positions.astype(np.uint64), np.uint64(self.num_draws), keys).astype(np.int64)
 
     def _classes(self, slots: Indices) -> Indices:
         classes: Indices = np.searchsorted(self._slot_ends, slots, side="right")
@@ -203,9 +219,34 @@ class Request:
 
 def training_requests(plan: Plan, steps: StepPlan, world: World, epoch: int, start_step: int = 0) -> Iterator[Request]:
     """This worker's micro batches of an epoch from a step on, in the order in which the loop runs them."""
-    for step in range(start_step, steps.steps_per_epoch):
-        for index, start, stop in steps.micro_batches(step, world):
-            yield Request(epoch, step, index, start, plan.ids(epoch, start, stop))
+    places = (
+        (step, index, np.arange(start, stop))
+        for step in range(start_step, steps.steps_per_epoch)
+        for index, start, stop in steps.micro_batches(step, world)
+    )
+    for group in in_groups(places, lambda place: len(place[2])):
+        ends = np.cumsum([len(positions) for *_, positions in group])
+        rows, _ = plan.draw_at(epoch, np.concatenate([positions for *_, positions in group]))
+        for (step, index, positions), mine in zip(group, np.split(rows, ends[:-1]), strict=True):
+            yield Request(epoch, step, index, int(positions[0]), mine)
+
+
+def in_groups(items: Iterable[T], count: Callable[[T], int]) -> Iterator[list[T]]:
+    """Items in their order, in lists of a few hundred draws, by how many each stands for.
+
+    NumPy's calls cost more than their numbers: what is worked out for some hundred draws at once takes little more than
+    for one micro batch, and holds the interpreter's lock that much less beside threads that decode.
+    """
+    group: list[T] = []
+    draws = 0
+    for item in items:
+        group.append(item)
+        draws += count(item)
+        if draws >= _DRAWN_AT_ONCE:
+            yield group
+            group, draws = [], 0
+    if group:
+        yield group
 
 
 def samples_digest(epoch: int, step: int, index: int, rows: Indices) -> int:

@@ -26,13 +26,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from cluster.world import World
 from dataloading.config import AugmentConfig, LoaderConfig
 from dataloading.loading import opencv
 from dataloading.loading.augment import View, draw_augmentation, draw_uniforms
 from dataloading.loading.batch import normalise
 from dataloading.loading.cache import Split, open_split
 from dataloading.loading.loader import Loader, build_view
-from dataloading.loading.plan import Plan, Request
+from dataloading.loading.plan import Plan, StepPlan, training_requests
 from tests.bench.peer_env import Peer, peer, peer_versions
 from tests.bench.processes import cpu_s
 from tests.bench.results import BenchSkippedError, Row, compare, measured, versions
@@ -157,14 +158,17 @@ def _rows_of(found: dict[str, list[Epoch]], reduced: float) -> Iterator[Row]:
     }
     for (ours, theirs), goal in goals.items():
         what, goal = f"{names[ours]} (ratio: rate of ours over theirs)", f"ratio {goal}" if goal else ""
-        yield compare(what, rates[ours], names[theirs], rates[theirs], goal=goal, unit="images/s", **details)
+        rounds = min(len(rates[ours]), len(rates[theirs]))
+        pair = (_by_round(rates[name], rounds) for name in (ours, theirs))
+        yield compare(what, next(pair), names[theirs], next(pair), goal=goal, unit="images/s", **details)
     for name in found:
         if name not in ("opencv", "opencv uint8", "our dali", "pixels", "pixels uint8"):
             yield measured(names[name], rates[name], unit="images/s", **details)
     what = f"{names['opencv']} (ratio: CPU time of ours over theirs)"
     own = "own dataloader"
     unit = "CPU ms an image"
-    yield compare(what, costs["opencv"], names[own], costs[own], goal="ratio <= 1", unit=unit, **details)
+    mine = _by_round(costs["opencv"], ROUNDS)
+    yield compare(what, mine, names[own], costs[own], goal="ratio <= 1", unit=unit, **details)
     for name in found:
         yield measured(names[name], costs[name], unit=unit, **details)
 
@@ -213,9 +217,8 @@ def _loader(split: Split, backend: Any) -> Loader:
 
 
 def _uint8(loader: Loader, split: Split) -> Iterator[torch.Tensor]:
-    order = np.random.default_rng(0).permutation(split.num_images)
-    starts = range(0, len(order), BATCH_SIZE)
-    requests = (Request(0, n, 0, start, order[start : start + BATCH_SIZE]) for n, start in enumerate(starts))
+    plan = Plan(split.class_counts, 0.0, seed=0)
+    requests = training_requests(plan, StepPlan(plan.num_draws, BATCH_SIZE, BATCH_SIZE), World(), 0)
     return (batch.images for batch in loader.load(requests))
 
 
@@ -287,16 +290,19 @@ def _copies() -> Iterator[torch.Tensor]:
 
 
 def _alternate(contenders: dict[str, Contender]) -> dict[str, list[Epoch]]:
-    """Each contender's epoch of each round, after one round to warm up."""
-    rounds = [_round(contenders) for _ in range(ROUNDS + 1)]
-    return {name: [epochs[name] for epochs in rounds[1:]] for name in contenders}
+    """Each contender's epochs, after one round to warm up; a quick one has `TURNS` a round, one after the other."""
+    found: dict[str, list[Epoch]] = {name: [] for name in contenders}
+    for number in range(ROUNDS + 1):
+        if number == 1:
+            found = {name: [] for name in contenders}
+        for name in TURNS * QUICK + tuple(name for name in contenders if name not in QUICK):
+            found[name].append(contenders[name]())
+    return found
 
 
-def _round(contenders: dict[str, Contender]) -> dict[str, Epoch]:
-    """An epoch of each; those that take a second have several turns, one after the other, and give the middle one."""
-    turns = [{name: contenders[name]() for name in QUICK} for _ in range(TURNS)]
-    middle = {name: sorted((turn[name] for turn in turns), key=lambda epoch: epoch.rate)[TURNS // 2] for name in QUICK}
-    return {name: middle[name] if name in QUICK else contender() for name, contender in contenders.items()}
+def _by_round(values: list[float], rounds: int) -> list[float]:
+    """One a round: the middle of its turns."""
+    return np.median(np.reshape(values, (rounds, -1)), axis=1).tolist()
 
 
 def _epoch(batches: Iterator[torch.Tensor], dtype: torch.dtype = torch.float32, channels: int = 3) -> Epoch:

@@ -86,5 +86,5 @@ class Classifier:
         view = plain_view(self._view, widths, heights)
         pixels = self._executor.submit([picture.encoded for picture in pictures], view).result().to(self._device)
         facts, channels = self._description.preprocessing, self._description.model.in_channels
-        images = normalise(pixels, facts.mean, facts.std, channels, self._dtype)
-        return softmax(self._model(images.contiguous()))
+        images = normalise(pixels, facts.mean, facts.std, channels, self._dtype, torch.contiguous_format)
+        return softmax(self._model(images))

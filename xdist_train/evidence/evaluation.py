@@ -134,9 +134,9 @@ def _answers(
 
     @torch.inference_mode()
     def logits(batch: Batch) -> Tensor:
-        images = normalise(batch.to(device).images, facts.mean, facts.std, description.model.in_channels, dtype)
+        images, channels = batch.to(device).images, description.model.in_channels
         with arithmetic.context(device):
-            output: Tensor = model(images.contiguous())
+            output: Tensor = model(normalise(images, facts.mean, facts.std, channels, dtype, torch.contiguous_format))
         return output.to("cpu", dtype)
 
     threads = os.cpu_count() or 1

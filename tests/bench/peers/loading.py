@@ -1,7 +1,7 @@
 """Loaders of other projects, one a process: `loading.py PEER FOLDER`, a question a line, an answer a line.
 
 `{"make": OUT}` writes the images of FOLDER (an ImageFolder tree) to OUT in the peer's own format; `{"source": PLACE,
-"cache": FOLDER or null}` runs one epoch of it and ends what the peer started. All take the same steps, two workers and
+"cache": FOLDER or null}` runs one epoch of it and ends what Ray started. All take the same steps, two workers and
 batches of 48, to contiguous float32 N x 3 x 224 x 224. CPU time is of this process, all below it that lives and what
 ended and was waited for.
 """
@@ -184,6 +184,13 @@ def load_ray(source: str, cache: str | None) -> Batches:
 
         return {"image": loading.TRANSFORM(loading.Image.fromarray(row["image"])).numpy()}
 
+    def come_up() -> None:
+        import loading
+
+        loading.time.sleep(1)  # so that no process takes two
+
+    come_up_remotely = ray.remote(come_up)
+    ray.get([come_up_remotely.remote() for _ in range(WORKERS)])  # as other peers are warm before their first batch
     dataset = ray.data.read_images(source, mode="RGB").map(apply)
     return (batch["image"] for batch in dataset.iter_torch_batches(batch_size=BATCH_SIZE))
 

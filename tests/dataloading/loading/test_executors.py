@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import io
 import threading
+import time
+from concurrent.futures import CancelledError
 
 import cv2
 import numpy as np
@@ -16,6 +19,7 @@ from dataloading.config import AugmentConfig
 from dataloading.loading.augment import Augmentation, View, plain_view
 from dataloading.loading.executor import Executor, UndecodableError, is_jpeg
 from dataloading.loading.loader import BACKENDS
+from dataloading.loading.opencv import OpenCVExecutor
 from tests.dataloading.loading.agreement import (
     AT_FULL_SCALE,
     AT_REDUCED_SCALE,
@@ -259,3 +263,19 @@ def test_a_reduced_decode_is_closer_to_the_truth_than_a_full_one(oct_images):
     truth = torch.nn.functional.avg_pool2d(truth, 4).round().byte()
     errors = [difference(run(build("opencv"), oct_images, numbers), truth).mean for numbers in (half, full)]
     assert errors[0] < 0.85 * errors[1]
+
+
+def test_a_batch_that_closing_took_back_is_an_error_and_no_wait():
+    """A result that nobody works on any more is not waited for."""
+    free, image = threading.Event(), encode_jpeg(speckled_picture(0, 16, 16))
+    executor = OpenCVExecutor(dataclasses.replace(build_spec(CPU, 1, 8), threads=1))
+    executor._pool.submit(free.wait)
+    pending = executor.submit([np.frombuffer(image, np.uint8)], plain([image], 8))
+    closing = threading.Thread(target=executor.close)
+    closing.start()
+    while not pending.futures[0].cancelled():
+        time.sleep(0.001)
+    free.set()
+    closing.join()
+    with pytest.raises(CancelledError):
+        pending.result()

@@ -6,20 +6,22 @@ import dataclasses
 import importlib.util
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from cluster.errors import InputError
+from cluster.errors import InputError, StoreError
 from cluster.world import World
 from dataloading.config import AugmentConfig, LoaderConfig
-from dataloading.dataset import Dataset
+from dataloading.dataset import Dataset, shard_key
 from dataloading.loading import loader as loader_module
+from dataloading.loading import plan as plan_module
 from dataloading.loading.batch import Batch
 from dataloading.loading.cache import Split, open_split
 from dataloading.loading.loader import BACKENDS, Loader, choose_backend
@@ -81,15 +83,34 @@ def test_pictures_are_the_same_on_any_number_of_workers(split, size, micro):
 
 
 @pytest.mark.parametrize("drawn_at_once", [1, 5, 1000])
-def test_pictures_do_not_depend_on_what_is_drawn_with_them(split, monkeypatch, drawn_at_once):
+@pytest.mark.parametrize("cache", ["encoded", "pixels"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pictures_do_not_depend_on_what_is_drawn_with_them(
+    gray_dataset, tmp_path, monkeypatch, backend, cache, drawn_at_once
+):
     """Requests of two epochs and of an evaluation in one stream give what each of them gives by itself."""
-    half = World(rank=1, size=2)
-    apart = [[*training(split, half, epoch=0)], [*evaluation_requests(9, 2, half)], [*training(split, half, epoch=1)]]
-    with build(split, augment=AugmentConfig()) as loader:
-        expected = [batch.images for requests in apart for batch in loader.load(requests)]
-        monkeypatch.setattr(loader_module, "_DRAWN_AT_ONCE", drawn_at_once)
-        actual = [batch.images for batch in loader.load(itertools.chain(*apart))]
-    assert torch.equal(torch.cat(actual), torch.cat(expected))
+    config, half = dataclasses.replace(CONFIG, backend=backend, cache=cache), World(rank=1, size=2)
+    split = open_split(gray_dataset, "patient", "train", tmp_path / "cache", pixel_side=config.pixel_side)
+    requests = [[*training(split, half, epoch=0)], [*evaluation_requests(9, 2, half)], [*training(split, half)]]
+    with build(split, config, AugmentConfig()) as loader:
+        apart = [batch.images.clone() for some in requests for one in some for batch in loader.load([one])]
+        monkeypatch.setattr(plan_module, "_DRAWN_AT_ONCE", drawn_at_once)
+        together = [batch.images.clone() for batch in loader.load(itertools.chain(*requests))]
+    assert torch.equal(torch.cat(together), torch.cat(apart))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_shard_that_has_become_shorter_is_named(gray_dataset, tmp_path, backend):
+    """Whoever reads it, the caller is told; what does not lie there is loaded afterwards."""
+    split = open_split(gray_dataset, "patient", "train", tmp_path / "cache")
+    records = split.records(np.arange(len(split)))
+    last = int(records["shard"].max())
+    whole = np.flatnonzero(records["shard"] != last)
+    os.truncate(gray_dataset.store.path(shard_key(last)), 64)
+    with build(split, dataclasses.replace(CONFIG, backend=backend)) as loader:
+        with pytest.raises(StoreError, match=f"{last:05d}.arrow has become shorter since it was verified"):
+            list(loader.load(evaluation_requests(len(split), 2, World())))
+        assert len(list(loader.load([Request(-1, -1, 0, 0, whole[:2])]))) == 1
 
 
 def test_another_seed_or_epoch_makes_other_pictures(split):
@@ -134,12 +155,19 @@ def test_colour_sets_have_three_channels(build_dataset, tmp_path):
 @pytest.mark.parametrize("prefetch", [1, 3])
 def test_the_set_number_of_batches_is_made_ahead(split, monkeypatch, prefetch):
     """Batches are begun `prefetch` ahead of the one that the caller holds, and none beyond the last."""
-    submit = mock.Mock(side_effect=OpenCVExecutor.submit)
-    monkeypatch.setattr(OpenCVExecutor, "submit", lambda *arguments: submit(*arguments))
+    begun = 0
+
+    class Counting(OpenCVExecutor):
+        def submit(self, pictures: Any, augmentation: Any) -> Any:
+            nonlocal begun
+            begun += 1
+            return super().submit(pictures, augmentation)
+
+    monkeypatch.setitem(BACKENDS, "opencv", Counting)
     num_requests = len(list(training(split, World())))
     with build(split, dataclasses.replace(CONFIG, prefetch=prefetch)) as loader:
         for done, _ in enumerate(loader.load(training(split, World())), start=1):
-            assert submit.call_count == min(done + prefetch, num_requests)
+            assert begun == min(done + prefetch, num_requests)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

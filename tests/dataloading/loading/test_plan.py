@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.world import World
-from dataloading.loading.plan import Plan, StepPlan, evaluation_requests, quotas, samples_digest, training_requests
+from dataloading.loading.plan import (
+    Plan,
+    StepPlan,
+    evaluation_requests,
+    in_groups,
+    quotas,
+    samples_digest,
+    training_requests,
+)
 
 COUNTS = st.lists(st.integers(0, 60), min_size=1, max_size=6).filter(lambda counts: sum(counts) > 0)
 ALPHAS = st.sampled_from([0.0, 0.3, 0.5, 1.0])
@@ -27,6 +35,32 @@ def test_each_sample_is_drawn_floor_or_ceil_of_its_share(counts, alpha, seed, ep
     for quota, items in zip(plan.quotas, np.split(times, np.cumsum(counts)[:-1]), strict=True):
         assert len(items) == 0 or (items.min(), items.max()) == (quota // len(items), -(-quota // len(items)))
         assert items.sum() == quota
+
+
+@given(lengths=st.lists(st.integers(0, 700), max_size=40))
+def test_groups_are_of_a_few_hundred_draws_and_in_order(lengths):
+    """Nothing is lost; a group ends with the item that fills it, however small those before it were."""
+    groups = list(in_groups(enumerate(lengths), lambda item: item[1]))
+    assert [item for group in groups for item in group] == list(enumerate(lengths))
+    for group in groups[:-1]:
+        assert sum(length for _, length in group[:-1]) < 512 <= sum(length for _, length in group)
+    assert all(groups)
+    assert sum(length for _, length in itertools.chain(*groups[-1:])) < 512 + 700
+
+
+@settings(deadline=None)
+@given(counts=COUNTS, alpha=ALPHAS, seed=SEEDS, size=st.integers(1, 4), micro=st.integers(1, 7))
+def test_a_workers_requests_are_the_plans_stretches(counts, alpha, seed, size, micro):
+    """However many are worked out together, each has the rows of its own positions."""
+    plan = Plan(counts, alpha, seed)
+    steps = StepPlan(plan.num_draws, 5 * micro, micro)
+    for rank in range(size):
+        world = World(rank=rank, size=size)
+        requests = training_requests(plan, steps, world, 3)
+        places = [(s, *m) for s in range(steps.steps_per_epoch) for m in steps.micro_batches(s, world)]
+        assert [(r.step, r.index, r.start, r.rows.tolist()) for r in requests] == [
+            (step, index, start, plan.ids(3, start, stop).tolist()) for step, index, start, stop in places
+        ]
 
 
 @given(counts=COUNTS, seed=SEEDS, epoch=EPOCHS)

@@ -175,8 +175,7 @@ class CamWorker:
     def _images(self, pixels: Tensor) -> Tensor:
         facts, dtype = self._description.preprocessing, next(self._model.parameters()).dtype
         channels = self._description.model.in_channels
-        images = normalise(pixels.to(self._device), facts.mean, facts.std, channels, dtype)
-        return images.contiguous(memory_format=torch.channels_last)
+        return normalise(pixels.to(self._device), facts.mean, facts.std, channels, dtype, torch.channels_last)
 
     def _shortcut(self, maps: Tensor, pixels: npt.NDArray[np.uint8]) -> Columns:
         outside = [outside_tissue(_gray(picture)) for picture in pixels]
