@@ -15,7 +15,7 @@ import torch
 
 __all__ = ["Batch", "normalise"]
 
-_BLOCK_BYTES = 1 << 21  # of the channels that come in: about what a core keeps in its own cache
+_BLOCK_BYTES = 1 << 21  # of the channels that come in; the fastest of 0.5, 1 and 2 MiB, with 1 MiB of cache a core
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,11 +35,11 @@ __all__ = [
     "training_requests",
 ]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 Indices = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
-_DRAWN_AT_ONCE = 512
+_DRAWN_AT_ONCE = 512  # and up to one micro batch more
 _ROUNDS = 6
 _ORDER, _ITEMS = 0, 1  # purposes of the keys drawn from one (seed, epoch)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -231,13 +231,13 @@ def training_requests(plan: Plan, steps: StepPlan, world: World, epoch: int, sta
             yield Request(epoch, step, index, int(positions[0]), mine)
 
 
-def in_groups(items: Iterable[T], count: Callable[[T], int]) -> Iterator[list[T]]:
+def in_groups(items: Iterable[_T], count: Callable[[_T], int]) -> Iterator[list[_T]]:
     """Items in their order, in lists of a few hundred draws, by how many each stands for.
 
     NumPy's calls cost more than their numbers: what is worked out for some hundred draws at once takes little more than
     for one micro batch, and holds the interpreter's lock that much less beside threads that decode.
     """
-    group: list[T] = []
+    group: list[_T] = []
     draws = 0
     for item in items:
         group.append(item)
